@@ -1,0 +1,32 @@
+"""Pocket-sized models, tuned on your own data. Heavy libraries load only when a verb that needs them is called."""
+
+from pockettune.environment import precision, preflight
+from pockettune.evaluation import compare, evaluate, score_completions, write_run_card
+from pockettune.generation import generate, render
+from pockettune.inspection import plot_loss, plot_scores, show_answers, show_example, show_memory
+from pockettune.models import load_model, save_model
+from pockettune.rows import load_rows, save_rows, split_rows, to_dataset
+from pockettune.training import make_trainer
+
+__all__ = [
+    "compare",
+    "evaluate",
+    "generate",
+    "load_model",
+    "load_rows",
+    "make_trainer",
+    "plot_loss",
+    "plot_scores",
+    "precision",
+    "preflight",
+    "render",
+    "save_model",
+    "save_rows",
+    "score_completions",
+    "show_answers",
+    "show_example",
+    "show_memory",
+    "split_rows",
+    "to_dataset",
+    "write_run_card",
+]

@@ -1,0 +1,81 @@
+"""What a reader looks at: the loss mask in colour, answers side by side, memory, plots."""
+
+import html
+
+from pockettune.evaluation import Result, intervals, peak_memory
+
+_GREY, _BLUE, _GREEN = "#9aa0a6", "#1a73e8", "#188038"
+
+
+def show_example(trainer, index: int = 0) -> None:
+    """Show one training row as the model meets it: grey is read, green on pale green is learned."""
+    from IPython.display import HTML, display
+
+    row, tokenizer = trainer.train_dataset[index], trainer.processing_class
+    spans, learned, ids = [], row["labels"][0] != -100, []
+    for token, label in [*zip(row["input_ids"], row["labels"], strict=True), (None, None)]:
+        if token is None or (label != -100) != learned:
+            style = f"color:{_GREEN};background:#e6f4ea" if learned else f"color:{_GREY}"
+            spans.append(f'<span style="{style}">{html.escape(tokenizer.decode(ids))}</span>')
+            ids, learned = [], not learned
+        ids.append(token)
+    display(HTML(f'<pre style="white-space:pre-wrap">{"".join(spans)}</pre>'))
+
+
+def show_answers(before: list[Result], after: list[Result], describe, n: int = 5) -> None:
+    """Show n answers before and after side by side, with the scores each missed; `describe(row)` says what was asked."""
+    from IPython.display import HTML, display
+
+    def cell(text, result=None):
+        missed = [k for k, v in result["scores"].items() if (v < 1) != (k == "capped")] if result else []
+        note = f'<br><small style="color:#d93025">{", ".join(missed)}</small>' if missed else ""
+        return f'<td style="text-align:left;vertical-align:top;width:33%">{html.escape(text[:400])}{note}</td>'
+
+    body = "".join(
+        f"<tr>{cell(describe(a['row']))}{cell(a['completion'], a)}{cell(b['completion'], b)}</tr>"
+        for a, b in list(zip(before, after, strict=True))[:n]
+    )
+    head = "".join(f'<th style="text-align:left">{name}</th>' for name in ("row", "base", "tuned"))
+    display(HTML(f'<table style="width:100%"><tr>{head}</tr>{body}</table>'))
+
+
+def show_memory() -> None:
+    """Print the peak memory so far, in GB."""
+    print(f"peak memory {peak_memory():.2f} GB")
+
+
+def plot_loss(trainer):
+    """Plot the training loss by step, with its running mean; returns the matplotlib Axes."""
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    logs = pd.DataFrame([log for log in trainer.state.log_history if "loss" in log]).astype({"loss": float})
+    _, axes = plt.subplots(figsize=(7, 3))
+    axes.plot(logs["step"], logs["loss"], color=_GREY, alpha=0.6, label="each step")
+    axes.plot(logs["step"], logs["loss"].rolling(10, min_periods=1).mean(), color=_BLUE, label="mean of 10")
+    axes.set(xlabel="step", ylabel="loss on the answer", ylim=(0, None), title="Training loss")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def plot_scores(before: list[Result], after: list[Result], **others: list[Result]):
+    """Plot mean scores with 95 % bootstrap intervals, base against tuned; returns the matplotlib Axes."""
+    import matplotlib.pyplot as plt
+
+    series = {"base": before, "tuned": after, **others}
+    names = list(before[0]["scores"])
+    _, axes = plt.subplots(figsize=(7, 3.2))
+    width = 0.8 / len(series)
+    for i, (label, results) in enumerate(series.items()):
+        bounds = [intervals([r["scores"][name] for r in results]) for name in names]
+        means = [100 * mean for mean, _, _ in bounds]
+        errors = [[100 * (m - low) for m, low, _ in bounds], [100 * (high - m) for m, _, high in bounds]]
+        places = [j + (i - (len(series) - 1) / 2) * width for j in range(len(names))]
+        colour = {"base": _GREY, "tuned": _BLUE}.get(label, "#f9ab00")
+        axes.bar(places, means, width * 0.92, yerr=errors, capsize=3, color=colour, label=label)
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylim=(0, 105), ylabel="%", title=f"Held-out rows, n = {len(after)}, 95 % intervals")
+    axes.legend(frameon=False, ncols=len(series), loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes

@@ -1,0 +1,119 @@
+"""Models through Unsloth: load with LoRA adapters, save. The only module that imports unsloth."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pockettune import embedded, environment
+
+_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def load_model(model_name: str = embedded.NAME, max_seq_length: int = 1024, lora_r: int = 16, **lora):
+    """Load a model and its tokenizer, with LoRA adapters of rank `lora_r` on the seven projections.
+
+    `model_name` is "embedded/gemma-3-270m", a hub name or a folder: of a model, or of adapters that `save_model`
+    wrote, which load as they were. `lora` goes to Unsloth's get_peft_model; `lora_r=0` tunes all weights instead.
+    Raises RuntimeError at once when the hub cannot be reached.
+    """
+    environment.prepare_unsloth()
+    path = _locate(model_name)
+    with environment.phase("import"):
+        from unsloth import FastLanguageModel
+
+        _complete_cpu_backend()
+    options = {"max_seq_length": max_seq_length, "load_in_4bit": False, "use_gradient_checkpointing": False}
+    with environment.phase("load"):
+        if (Path(path) / "adapter_config.json").is_file():
+            with _resolved(Path(path)) as adapters:
+                model, tokenizer = FastLanguageModel.from_pretrained(adapters, **options)
+            _read_logits_from_contiguous_states(model)
+            return model, tokenizer
+        model, tokenizer = FastLanguageModel.from_pretrained(path, full_finetuning=lora_r == 0, **options)
+        _read_logits_from_contiguous_states(model)
+        if lora_r:
+            settings = {"lora_alpha": lora_r, "lora_dropout": 0.0, "target_modules": _PROJECTIONS, "random_state": 3407}
+            settings = {**settings, "use_gradient_checkpointing": False, **lora}
+            model = FastLanguageModel.get_peft_model(model, r=lora_r, **settings)
+            if model_name == embedded.NAME:  # adapters are saved with this name, not with a path of this machine
+                model.peft_config["default"].base_model_name_or_path = model_name
+    return model, tokenizer
+
+
+def save_model(model, tokenizer, path: str | Path) -> Path:
+    """Save the adapters, or the weights where all were tuned, with the tokenizer: whole, in place of an older save.
+
+    Raises FileExistsError when the folder holds something else.
+    """
+    path = Path(path)
+    if path.exists() and not any((path / name).is_file() for name in ("adapter_config.json", "config.json")):
+        raise FileExistsError(f"{path.name} exists and holds no model: choose another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        model.save_pretrained(f"{scratch}/new")
+        tokenizer.save_pretrained(f"{scratch}/new")
+        if path.exists():
+            os.replace(path, f"{scratch}/old")
+        os.replace(f"{scratch}/new", path)
+    return path
+
+
+@contextmanager
+def _resolved(folder: Path) -> Iterator[str]:
+    """A copy of saved adapters whose base model is a place on this machine, as Unsloth wants it."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = _locate(config["base_model_name_or_path"])
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = shutil.copytree(folder, Path(scratch) / folder.name)
+        (copy / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+        yield str(copy)
+
+
+def _locate(model_name: str) -> str:
+    """Find where the weights are, before anything slow is imported."""
+    if model_name.startswith("embedded/"):
+        return str(embedded.ensure(model_name))
+    if Path(model_name).is_dir():
+        return model_name
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    instead = f"use a folder, or the model that comes with the package index: {embedded.NAME!r}"
+    try:
+        if isinstance(try_to_load_from_cache(model_name, "config.json"), str):
+            return model_name
+        HfApi().model_info(model_name, timeout=5)
+    except HFValidationError:
+        raise FileNotFoundError(f"{model_name!r} is neither a folder nor a hub name; {instead}") from None
+    except HfHubHTTPError as error:
+        raise RuntimeError(f"the model hub refused {model_name!r} ({type(error).__name__}); {instead}") from None
+    except Exception as error:  # no route, no name, no answer: the clients raise many types
+        raise RuntimeError(f"the model hub cannot be reached ({type(error).__name__}); {instead}") from None
+    return model_name
+
+
+def _complete_cpu_backend() -> None:
+    """Let Gemma 3 text models use Unsloth's CPU loss, which computes logits for the labelled tokens only.
+
+    The loss is valid for them (no logit soft cap, which Unsloth checks too); its list of model types just ends
+    before Gemma 3. A step of 8 rows takes half the time: benchmarks/README.md.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        from unsloth_zoo.cpu import ops
+
+        ops._CHUNKED_CE_MODEL_TYPES |= {"gemma3_text"}
+
+
+def _read_logits_from_contiguous_states(model) -> None:
+    """Keep torch from copying the 262k-word output layer once for each row of a batch.
+
+    generate() hands the layer a slice, the last token of each prompt; a CPU then multiplies row by row: 19 seconds
+    and 5 GB at 16 rows, instead of half a second.
+    """
+    model.get_output_embeddings().register_forward_pre_hook(lambda layer, inputs: (inputs[0].contiguous(),))

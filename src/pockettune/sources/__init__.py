@@ -1,0 +1,1 @@
+"""Sources: what users have on disk, read into rows."""

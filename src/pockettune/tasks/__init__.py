@@ -1,0 +1,10 @@
+"""Tasks: one module each, passed to the core as it is. To add a use, write such a module.
+
+A task module has
+- `SYSTEM: str`, what the model is told;
+- `to_example(row) -> {"prompt": [messages], "completion": [messages]}`, the completion where the row has an output;
+- `score(completion, row, *, capped=False, known=()) -> dict[str, float]`: named numbers from 0 to 1, higher is
+  better, and `capped`, 1 where the token limit cut the answer off. `known` are the training answers.
+
+It imports the standard library only, so that it is tested in milliseconds.
+"""

@@ -1,0 +1,130 @@
+"""Training through TRL: an SFTTrainer whose labels are checked before the first step. The only module that imports trl."""
+
+import math
+import time
+
+from pockettune.environment import PHASES, device_precision, phase
+from pockettune.generation import render, stop_ids
+
+
+def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_config):
+    """Make TRL's SFTTrainer for a Dataset of prompt and completion messages; loss falls on the completion alone.
+
+    `sft_config` goes to TRL's SFTConfig, over these defaults: 8-bit AdamW (on a CPU Unsloth puts torch's own
+    AdamW in its place), the precision `environment.precision` chooses, no gradient checkpointing, seed 3407.
+    Raises ValueError for rows longer than the model's max_seq_length, two <bos>, or labels that are not exactly
+    the answer and its stop token; training stops with RuntimeError on a loss or gradient that is not a number.
+    """
+    from trl import SFTConfig, SFTTrainer
+
+    flags = device_precision(model.config.model_type)
+    settings = {
+        "optim": "adamw_8bit",
+        "fp16": flags.fp16,
+        "bf16": flags.bf16,
+        # Unsloth changes some of TRL's defaults on a GPU and not on a CPU: these are set, so that both train alike.
+        "gradient_accumulation_steps": 1,
+        "max_grad_norm": 1.0,
+        "gradient_checkpointing": False,
+        "dataset_num_proc": 1,
+        "max_length": model.max_seq_length,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": False,
+        "seed": 3407,
+    }
+    with phase("tokenize"):
+        tokenized = tokenize(train_dataset, model, tokenizer)
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=tokenized,
+        args=SFTConfig(output_dir=output_dir, **{**settings, **sft_config}),
+        callbacks=[_watch()],
+    )
+    check_labels(trainer.train_dataset, train_dataset, model, tokenizer)
+    return trainer
+
+
+def tokenize(dataset, model, tokenizer):
+    """Tokenize examples into input_ids and labels (-100 on the prompt), as `generate` will meet them.
+
+    In this process: for a few hundred rows the default worker processes take a minute to start.
+    """
+    from datasets import Dataset
+
+    stops = stop_ids(model)
+    rows = []
+    for example in dataset:
+        prompt = render(tokenizer, example["prompt"])
+        whole = render(tokenizer, example["prompt"], example["completion"])
+        if not whole.startswith(prompt):
+            raise ValueError(
+                "the chat template renders a prompt differently once its answer follows: it cannot be tuned"
+            )
+        prompt_ids, answer_ids = (
+            tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole[len(prompt) :])
+        )
+        # Templates may add a newline after the stop token; the model never gets to write it.
+        last = max((i for i, token in enumerate(answer_ids) if token in stops), default=-1)
+        answer_ids = answer_ids[: last + 1]
+        rows.append({"input_ids": prompt_ids + answer_ids, "labels": [-100] * len(prompt_ids) + answer_ids})
+    longest = max(len(row["input_ids"]) for row in rows)
+    if longest > model.max_seq_length:
+        over = sum(len(row["input_ids"]) > model.max_seq_length for row in rows)
+        raise ValueError(
+            f"{over} of {len(rows)} rows are longer than max_seq_length={model.max_seq_length} tokens (the longest has "
+            f"{longest}): load the model with max_seq_length={longest} or more, or leave those rows out"
+        )
+    return Dataset.from_list(rows)
+
+
+def check_labels(tokenized, examples, model, tokenizer) -> None:
+    """Raise ValueError unless every row's labels decode to its answer and one stop token, with at most one <bos>."""
+    stops = stop_ids(model)
+    if tokenizer.pad_token_id in stops:
+        raise ValueError(f"the padding token {tokenizer.pad_token!r} also ends answers: the end would never be learned")
+    for i, (row, example) in enumerate(zip(tokenized, examples, strict=True)):
+        labels = [token for token in row["labels"] if token != -100]
+        answer = example["completion"][0]["content"].strip()
+        if not labels or labels[-1] not in stops:
+            raise ValueError(
+                f"row {i}: the labels do not end with a stop token ({tokenizer.decode(stops)}): answers would not end"
+            )
+        if tokenizer.decode(labels[:-1]) != answer:
+            raise ValueError(f"row {i}: the labels are not the answer and its stop token alone")
+        if row["input_ids"][-len(labels) :] != labels:
+            raise ValueError(f"row {i}: the labels are not the last tokens of the row")
+        beginnings = row["input_ids"].count(tokenizer.bos_token_id) if tokenizer.bos_token_id is not None else 0
+        if beginnings > 1:
+            raise ValueError(f"row {i}: {beginnings} beginning-of-text tokens, expected one at most")
+
+
+def _watch():
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        """Time the steps, and stop a run whose loss or gradient is no number, or whose loss reads 0.
+
+        Left alone such a run goes on to its end and saves a broken model.
+        """
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.started, self.name = time.perf_counter(), "first step"
+
+        def on_step_end(self, args, state, control, **kwargs):
+            now = time.perf_counter()
+            PHASES[self.name] = PHASES.get(self.name, 0.0) + now - self.started
+            self.started, self.name = now, "further steps"
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            for name in ("loss", "grad_norm"):
+                value = float((logs or {}).get(name, 1.0))
+                if not math.isfinite(value) or (name == "loss" and value == 0):
+                    raise RuntimeError(
+                        f"{name} is {value} at step {state.global_step}: training stopped. Usual causes: a precision that "
+                        "overflows (see preflight), a learning rate far too high, rows without labels"
+                    )
+
+    return Watch()

@@ -1,0 +1,102 @@
+"""Answers of the real model: batches equal singles, endings are seen, one <bos>."""
+
+import pytest
+
+from pockettune.generation import complete, generate, render, stop_ids
+
+PROMPTS = [
+    [{"role": "user", "content": text}] for text in ("Say a word.", "Count from one to nine, slowly:", "中国的首都是")
+]
+
+
+def test_a_batch_answers_as_each_prompt_alone_does(loaded):
+    model, tokenizer = loaded
+    together = generate(model, tokenizer, PROMPTS, max_new_tokens=12)
+    assert together == [generate(model, tokenizer, [prompt], max_new_tokens=12)[0] for prompt in PROMPTS]
+    assert len(set(together)) == 3
+
+
+def test_order_is_kept_across_batches(loaded):
+    model, tokenizer = loaded
+    assert generate(model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=1) == generate(
+        model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=2
+    )
+
+
+def test_an_answer_cut_by_the_limit_is_marked(loaded):
+    model, tokenizer = loaded
+    assert complete(model, tokenizer, PROMPTS[1:2], max_new_tokens=3)[0][1] is True
+
+
+def test_an_answer_that_ends_is_not_marked_and_carries_no_stop_token(loaded, monkeypatch):
+    import torch
+
+    model, tokenizer = loaded
+    hello = tokenizer("Hello", add_special_tokens=False)["input_ids"]
+
+    def stopping(input_ids, **kwargs):
+        return torch.cat([input_ids, torch.tensor([[*hello, 106, 0, 0]])], dim=1)
+
+    monkeypatch.setattr(model, "generate", stopping)
+    assert complete(model, tokenizer, PROMPTS[:1], max_new_tokens=8) == [("Hello", False)]
+
+
+def test_sampling_draws_and_greedy_repeats(loaded):
+    model, tokenizer = loaded
+    greedy = [generate(model, tokenizer, PROMPTS[:1], max_new_tokens=8)[0] for _ in range(2)]
+    sampled = {generate(model, tokenizer, PROMPTS[:1], max_new_tokens=8, temperature=1.5)[0] for _ in range(4)}
+    assert greedy[0] == greedy[1] and len(sampled) > 1
+
+
+def test_generating_leaves_the_model_in_the_mode_it_was_in(loaded):
+    model, tokenizer = loaded
+    for training in (True, False):
+        model.train(training)
+        generate(model, tokenizer, PROMPTS[:1], max_new_tokens=2)
+        assert model.training is training
+
+
+def test_a_prompt_begins_once_and_stops_are_not_padding(loaded):
+    model, tokenizer = loaded
+    ids = tokenizer(render(tokenizer, PROMPTS[0]), add_special_tokens=False)["input_ids"]
+    assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
+    assert stop_ids(model) == [1, 106] and tokenizer.pad_token_id not in stop_ids(model)
+
+
+def test_thinking_is_off_where_a_template_knows_the_switch(goldens):
+    """Qwen3's template, with the rendering its own tokenizer gives."""
+    from importlib.resources import files
+
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_tiny_tokenizer())
+    tokenizer.chat_template = (files("trl") / "chat_templates/qwen3.jinja").read_text(encoding="utf-8")
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "你好"}]
+    assert render(tokenizer, messages) == goldens["chats"]["qwen3"]["prompt"]
+    answer = [{"role": "assistant", "content": '{"a": 1}'}]
+    assert render(tokenizer, messages, answer) == goldens["chats"]["qwen3"]["full"]
+
+
+def _tiny_tokenizer():
+    from tokenizers import Tokenizer, models
+
+    return Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+
+
+@pytest.mark.parametrize("name", ["no-such-user/no-such-model", "unsloth/gemma-3-270m-it"])
+def test_a_hub_that_cannot_be_reached_is_said_at_once(name):
+    import time
+
+    from pockettune import load_model
+
+    start = time.perf_counter()
+    with pytest.raises(RuntimeError, match="cannot be reached.*embedded/gemma-3-270m"):
+        load_model(name)
+    assert time.perf_counter() - start < 10
+
+
+def test_a_name_that_is_nothing_is_refused():
+    from pockettune import load_model
+
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a hub name"):
+        load_model("some/folder/that is not there")

@@ -1,0 +1,159 @@
+"""The notebooks: rendered one way from their .py, in the shape all share, and run end to end on the real model."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jupytext
+import nbformat
+import papermill
+import pytest
+import yaml
+
+HEADINGS = [
+    "Setup",
+    "Parameters",
+    "Look at the rows",
+    "Ask the base model first",
+    "From rows to training examples",
+    "Fine-tune",
+    "Ask again",
+    "Save and reload",
+    "What we learned",
+]
+NAMES = ["01_strava_roast"]
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(root, name):
+    return nbformat.read(root / f"notebooks/{name}.ipynb", as_version=4)
+
+
+def parameters(notebook_path) -> dict:
+    return papermill.inspect_notebook(str(notebook_path))
+
+
+def test_the_ipynb_is_the_render_of_the_py(root, name, tmp_path):
+    """`make notebooks` leaves nothing to commit."""
+    render = tmp_path / f"{name}.ipynb"
+    jupytext.write(jupytext.read(root / f"notebooks/{name}.py"), render)
+    strip = [sys.executable, "-m", "nbstripout", "--strip-init-cells", "--extra-keys", "metadata.jupytext", render]
+    subprocess.run(strip, check=True)
+    assert render.read_text() == (root / f"notebooks/{name}.ipynb").read_text(), "run: make notebooks"
+
+
+def test_it_has_the_shared_outline_and_nothing_left_over(notebook):
+    markdown = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert re.findall(r"^## (.*)$", markdown, re.MULTILINE) == HEADINGS
+    assert len(re.findall(r"^# ", markdown, re.MULTILINE)) == 1 and "By the end you will have" in markdown
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(code) <= 25 and not any(cell.outputs or cell.execution_count for cell in code)
+    assert "widgets" not in notebook.metadata
+    assert notebook.metadata.accelerator == "GPU" and notebook.metadata.colab.gpuType == "T4"
+    assert notebook.metadata.kernelspec.name == "python3"
+    limits = {"parameters": 30, "": 22}
+    long = [
+        cell.source for cell in code if len(cell.source.splitlines()) > limits["".join(cell.metadata.get("tags", []))]
+    ]
+    assert long == []
+    assert not re.search(r"if False|if TEST|def .*:\n(.+\n){9,}", "\n".join(cell.source for cell in code))
+
+
+def test_every_parameter_is_typed_explained_and_seen_by_papermill(root, name, notebook):
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    found = parameters(root / f"notebooks/{name}.ipynb")
+    assert len(found) == len(cell.source.splitlines())
+    for line in cell.source.splitlines():
+        assert re.fullmatch(r"\w+: (int|float|str) = [^#]+  # [^=]+", line), line
+    assert all(p["inferred_type_name"] in ("int", "float", "str") and p["help"] for p in found.values())
+
+
+def test_parameter_files_name_only_parameters_there_are(root):
+    files = [*(root / "notebooks/parameters").glob("*.yaml"), root / "tests/smoke/01_strava_roast.yaml"]
+    assert len(files) >= 3
+    known = parameters(root / "notebooks/01_strava_roast.ipynb").keys()
+    for file in files:
+        assert yaml.safe_load(file.read_text()).keys() <= known, file.name
+
+
+def test_the_article_file_holds_the_published_settings(root):
+    file = yaml.safe_load((root / "notebooks/parameters/article.yaml").read_text())
+    assert {key: file[key] for key in file if key != "output_dir"} == {
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "warmup_steps": 5,
+        "num_train_epochs": 5,
+        "learning_rate": 2e-5,
+        "lr_scheduler_type": "linear",
+        "weight_decay": 0.01,
+        "seed": 3407,
+        "optim": "adamw_8bit",
+    }
+
+
+@pytest.fixture(scope="module")
+def executed(root, tmp_path_factory):
+    """The roast notebook, executed as a batch job would, from another folder and with no way out of this machine."""
+    folder = tmp_path_factory.mktemp("smoke")
+    overrides = yaml.safe_load((root / "tests/smoke/01_strava_roast.yaml").read_text()) | {
+        "output_dir": str(folder / "out")
+    }
+    (folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+    environment = {**os.environ, "PYTHONPATH": str(root / "tests/offline"), "CANARY_KEY": "canary-value"}
+    command = [sys.executable, "-m", "papermill", "--kernel", "python3", "--no-progress-bar", "--no-log-output"]
+    command += ["--cwd", str(root / "notebooks"), "-f", str(folder / "overrides.yaml")]
+    command += [str(root / "notebooks/01_strava_roast.ipynb"), str(folder / "executed.ipynb")]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {
+        "notebook": nbformat.read(folder / "executed.ipynb", as_version=4),
+        "out": folder / "out",
+        "overrides": overrides,
+    }
+
+
+def test_the_notebook_runs_and_every_override_reaches_it(executed):
+    cells = [
+        cell.source for cell in executed["notebook"].cells if "injected-parameters" in cell.metadata.get("tags", [])
+    ]
+    for key, value in executed["overrides"].items():
+        assert f"{key} = {json.dumps(value)}" in cells[0]
+    card = json.loads((executed["out"] / "run_card.json").read_text())
+    assert card["steps"] == executed["overrides"]["max_steps"]
+    assert card["data"]["train"]["rows"] == executed["overrides"]["train_rows"]
+    assert card["data"]["eval"]["rows"] == executed["overrides"]["eval_rows"]
+    assert card["settings"]["per_device_train_batch_size"] == executed["overrides"]["per_device_train_batch_size"]
+
+
+def test_it_leaves_a_model_answers_and_a_run_card(executed):
+    assert sorted(path.name for path in executed["out"].iterdir()) == [
+        "answers.jsonl",
+        "checkpoints",
+        "model",
+        "run_card.json",
+    ][:None] or sorted(path.name for path in executed["out"].iterdir()) == ["answers.jsonl", "model", "run_card.json"]
+    assert (executed["out"] / "model" / "adapter_config.json").is_file()
+
+
+def test_a_reader_sees_the_mask_the_plots_and_the_tables(executed):
+    outputs = [output for cell in executed["notebook"].cells if cell.cell_type == "code" for output in cell.outputs]
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    tables = [o.data["text/html"] for o in outputs if "text/html" in o.get("data", {})]
+    assert len(pictures) == 2
+    assert any("background:#e6f4ea" in html and "&lt;end_of_turn&gt;" in html for html in tables), "the coloured mask"
+    assert any("<th" in html and "tuned" in html and "base" in html for html in tables)
+    printed = "".join(o.text for o in outputs if o.output_type == "stream")
+    assert "unsloth 2026" in printed and "peak memory" in printed
+
+
+def test_nothing_personal_reaches_the_executed_notebook(executed):
+    text = nbformat.writes(executed["notebook"])
+    assert "canary-value" not in text and "Morning Run" not in text and "Shoes did not" not in text
+    assert not [cell for cell in executed["notebook"].cells if "traceback" in json.dumps(cell).lower()]
