@@ -53,11 +53,17 @@ def main(names):
         trainer.train()
         steps = [PHASES.pop(name) for name in ("first step", "further steps")]
         trained = time.time()
-        results = pt.evaluate(trainer.model, tokenizer, held_out, roast, known=known, max_new_tokens=128, batch_size=128)
+        results = pt.evaluate(
+            trainer.model, tokenizer, held_out, roast, known=known, max_new_tokens=128, batch_size=128
+        )
         means = {k: round(sum(r["scores"][k] for r in results) / len(results), 3) for k in results[0]["scores"]}
         loss = round(held_out_loss(trainer.model, tokenizer, held_out), 3)
         line = {"name": name, "loss": loss, **means, "steps": trainer.state.global_step}
-        line |= {"first_step_s": round(steps[0], 1), "further_steps_s": round(steps[1], 1), "evaluate_s": round(time.time() - trained)}
+        line |= {
+            "first_step_s": round(steps[0], 1),
+            "further_steps_s": round(steps[1], 1),
+            "evaluate_s": round(time.time() - trained),
+        }
         line["train_loss"] = trainer.state.log_history[-2]["loss"]
         print(json.dumps(line), flush=True)
         for result in [r for r in results if not r["scores"]["faithful"]][:4]:

@@ -65,6 +65,8 @@ FALSE = [
     ("Half a kilometre longer than last run.", "longer"),
     ("Twice the distance of last run.", "twice"),
     ("The same pace as last time.", "same pace"),
+    ("5:54/km, the pace of the last run.", "pace"),
+    ("The trail was 6:14/km, slower than recent average.", "6:14/km"),  # the last run's pace again
     ("A 12 % improvement.", "12 %"),
     ("7 excuses.", "7"),
     ("Monday again.", "monday"),

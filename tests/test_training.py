@@ -38,7 +38,7 @@ def untouched(loaded):
 
 
 def train(model, tokenizer, dataset, folder, resume=None, **settings):
-    settings = {"per_device_train_batch_size": 2, "learning_rate": 1e-3, "max_steps": 4, **settings}
+    settings = {"per_device_train_batch_size": 2, "learning_rate": 1e-3, "max_steps": 4, "logging_steps": 1, **settings}
     trainer = make_trainer(model, tokenizer, dataset, output_dir=str(folder), **settings)
     trainer.train(resume_from_checkpoint=resume)
     return trainer

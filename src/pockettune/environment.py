@@ -1,12 +1,14 @@
 """What this machine offers, in which precision it trains, and whether the installed libraries are the tested set."""
 
 import atexit
+import logging
 import os
 import platform
 import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -142,6 +144,8 @@ def prepare_unsloth() -> None:
     No statistics call to a hub; generated code in a folder of this run's own; no torch.compile, which costs a
     short job minutes and earns back seconds (benchmarks/README.md has both): UNSLOTH_COMPILE_DISABLE=0 has it.
     """
+    warnings.filterwarnings("ignore", message="IProgress not found")  # progress bars in text are good enough
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names GPU kernels that a CPU does not need
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
     if "UNSLOTH_COMPILE_LOCATION" not in os.environ:

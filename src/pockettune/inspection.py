@@ -45,16 +45,13 @@ def show_memory() -> None:
 
 
 def plot_loss(trainer):
-    """Plot the training loss by step, with its running mean; returns the matplotlib Axes."""
+    """Plot the training loss as it was logged; returns the matplotlib Axes."""
     import matplotlib.pyplot as plt
-    import pandas as pd
 
-    logs = pd.DataFrame([log for log in trainer.state.log_history if "loss" in log]).astype({"loss": float})
+    logs = [log for log in trainer.state.log_history if "loss" in log]
     _, axes = plt.subplots(figsize=(7, 3))
-    axes.plot(logs["step"], logs["loss"], color=_GREY, alpha=0.6, label="each step")
-    axes.plot(logs["step"], logs["loss"].rolling(10, min_periods=1).mean(), color=_BLUE, label="mean of 10")
+    axes.plot([log["step"] for log in logs], [log["loss"] for log in logs], color=_BLUE)
     axes.set(xlabel="step", ylabel="loss on the answer", ylim=(0, None), title="Training loss")
-    axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
 

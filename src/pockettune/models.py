@@ -1,11 +1,12 @@
 """Models through Unsloth: load with LoRA adapters, save. The only module that imports unsloth."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pockettune import embedded, environment
@@ -29,7 +30,8 @@ def load_model(model_name: str = embedded.NAME, max_seq_length: int = 1024, lora
     options = {"max_seq_length": max_seq_length, "load_in_4bit": False, "use_gradient_checkpointing": False}
     with environment.phase("load"):
         if (Path(path) / "adapter_config.json").is_file():
-            with _resolved(Path(path)) as adapters:
+            # Unsloth prints where the base model lies, which may hold a user's name.
+            with _resolved(Path(path)) as adapters, contextlib.redirect_stdout(io.StringIO()):
                 model, tokenizer = FastLanguageModel.from_pretrained(adapters, **options)
             _read_logits_from_contiguous_states(model)
             return model, tokenizer
@@ -54,7 +56,9 @@ def save_model(model, tokenizer, path: str | Path) -> Path:
         raise FileExistsError(f"{path.name} exists and holds no model: choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        model.save_pretrained(f"{scratch}/new")
+        # Embeddings are not tuned; left to find that out, PEFT would ask the hub for the base model's config.
+        adapters = {"save_embedding_layers": False} if "peft_config" in vars(model) else {}
+        model.save_pretrained(f"{scratch}/new", **adapters)
         tokenizer.save_pretrained(f"{scratch}/new")
         if path.exists():
             os.replace(path, f"{scratch}/old")
@@ -62,7 +66,7 @@ def save_model(model, tokenizer, path: str | Path) -> Path:
     return path
 
 
-@contextmanager
+@contextlib.contextmanager
 def _resolved(folder: Path) -> Iterator[str]:
     """A copy of saved adapters whose base model is a place on this machine, as Unsloth wants it."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))

@@ -35,7 +35,8 @@ _COMPARED = re.compile(r"\b((?:fast|quick|slow|long|short|furth|farth)(?:er|est)
 _AMOUNT_BEFORE = re.compile(rf"(?P<n>\d+(?:\.\d+)?)\s?(?:{_UNIT})\s+(?:\w+\s+)?$")
 _AMOUNT_AFTER = re.compile(rf"\s+by\s+(?P<n>\d+(?:\.\d+)?)\s?(?:{_UNIT})")
 _SAME = re.compile(
-    r"\b(?:same|identical|equal|unchanged|matching|matched)\b[^.;]{0,25}?\b(pace|speed|distance|length)\b"
+    r"\b(?:same|identical|equal|unchanged|matching|matched)\b[^.;]{0,25}?\b(?P<what>pace|speed|distance|length)\b"
+    r"|\b(?P<of>pace|speed|distance|length)(?= of the (?:last|previous|prior))"
 )
 _RATIO = re.compile(
     r"\b(half|halved|twice|double|doubled|triple|tripled)\b"
@@ -51,6 +52,11 @@ _BEYOND = re.compile(  # what the input cannot tell
 _EARLIER = re.compile(
     r"\b(last|previous|prior|before|earlier|recent|than|from|after|average|mean|ago|yesterday|usual|both|since"
     r"|against|versus|vs)\b"
+)
+# The end of a comparison, or of a ranking: it speaks of earlier runs but lends no value of theirs to this one.
+_REFERENCE = re.compile(
+    r"\b(?:than|as) (?:the |your )?(?:last|previous|recent|prior) (?:run|time|one|outing|average|mean)\b(?!'s| \(|,? (?:of|at)\b)"
+    r"|\bof the last \w+(?: runs)?|\bover (?=\d)"
 )
 _DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
 _MONTHS = ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october"]
@@ -148,7 +154,7 @@ def _digits(text: str) -> str:
 
 def _false_numbers(sentence: str, run: dict) -> list[str]:
     found: list[str] = []
-    earlier = bool(_EARLIER.search(sentence))
+    earlier = bool(_EARLIER.search(_REFERENCE.sub(" ", sentence)))
 
     def clock(match):
         hours, minutes, seconds = (int(g or 0) for g in match.group(1, 2, 3))
@@ -211,7 +217,7 @@ def _false_comparisons(sentence: str, run: dict) -> list[str]:
     series = _series(run)
     found = [match[0] for pattern in (_BEYOND, _MIXED) for match in pattern.finditer(sentence)]
     for match in _SAME.finditer(sentence):
-        value, others = series["pace" if match[1] in ("pace", "speed") else "km"]
+        value, others = series["pace" if (match["what"] or match["of"]) in ("pace", "speed") else "km"]
         references, _ = _references(re.split(r"[,;:]", sentence[match.end() :])[0], others) if others else ([], False)
         if not any(abs(value - v) <= 0.01 * value for v in references):
             found.append(match[0])
