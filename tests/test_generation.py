@@ -9,18 +9,21 @@ PROMPTS = [
 ]
 
 
-def test_a_batch_answers_as_each_prompt_alone_does(loaded):
+@pytest.fixture(scope="module")
+def exact(loaded):
+    """The model in float32: in bfloat16 the untuned model's next words tie so often that padding decides."""
+    import copy
+
     model, tokenizer = loaded
-    together = generate(model, tokenizer, PROMPTS, max_new_tokens=12)
-    assert together == [generate(model, tokenizer, [prompt], max_new_tokens=12)[0] for prompt in PROMPTS]
-    assert len(set(together)) == 3
+    return copy.deepcopy(model).float(), tokenizer
 
 
-def test_order_is_kept_across_batches(loaded):
-    model, tokenizer = loaded
-    assert generate(model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=1) == generate(
-        model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=2
-    )
+def test_a_batch_answers_as_each_prompt_alone_does(exact):
+    model, tokenizer = exact
+    alone = [generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in PROMPTS]
+    assert len(set(alone)) == 3
+    assert generate(model, tokenizer, PROMPTS, max_new_tokens=8) == alone
+    assert generate(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=2) == alone
 
 
 def test_an_answer_cut_by_the_limit_is_marked(loaded):
@@ -43,8 +46,8 @@ def test_an_answer_that_ends_is_not_marked_and_carries_no_stop_token(loaded, mon
 
 def test_sampling_draws_and_greedy_repeats(loaded):
     model, tokenizer = loaded
-    greedy = [generate(model, tokenizer, PROMPTS[:1], max_new_tokens=8)[0] for _ in range(2)]
-    sampled = {generate(model, tokenizer, PROMPTS[:1], max_new_tokens=8, temperature=1.5)[0] for _ in range(4)}
+    greedy = [generate(model, tokenizer, PROMPTS[:1], max_new_tokens=6)[0] for _ in range(2)]
+    sampled = {generate(model, tokenizer, PROMPTS[:1], max_new_tokens=6, temperature=1.5)[0] for _ in range(3)}
     assert greedy[0] == greedy[1] and len(sampled) > 1
 
 

@@ -20,6 +20,13 @@ _SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"  # 
 _STOP_IDS = [1, 106]  # <eos>, <end_of_turn>
 
 
+def location() -> Path:
+    """Where the embedded model is, or will be."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("pockettune") / NAME.partition("/")[2]
+
+
 def ensure(name: str = NAME) -> Path:
     """Return the folder of the embedded model, making it on first use (a 238 MB download, about a minute).
 
@@ -28,14 +35,14 @@ def ensure(name: str = NAME) -> Path:
     had or their digest is not the one pinned here.
     """
     from filelock import FileLock
-    from platformdirs import user_cache_path
 
     if name != NAME:
         raise ValueError(f"no embedded model {name!r}: the one there is {NAME!r}")
-    cache = user_cache_path("pockettune", ensure_exists=True)
-    folder = cache / name.partition("/")[2]
+    folder = location()
     if folder.is_dir():
         return folder
+    cache = folder.parent
+    cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "embedded.lock"):
         if folder.is_dir():  # made by another process meanwhile
             return folder

@@ -41,8 +41,6 @@ def load_model(model_name: str = embedded.NAME, max_seq_length: int = 1024, lora
             settings = {"lora_alpha": lora_r, "lora_dropout": 0.0, "target_modules": _PROJECTIONS, "random_state": 3407}
             settings = {**settings, "use_gradient_checkpointing": False, **lora}
             model = FastLanguageModel.get_peft_model(model, r=lora_r, **settings)
-            if model_name == embedded.NAME:  # adapters are saved with this name, not with a path of this machine
-                model.peft_config["default"].base_model_name_or_path = model_name
     return model, tokenizer
 
 
@@ -56,9 +54,11 @@ def save_model(model, tokenizer, path: str | Path) -> Path:
         raise FileExistsError(f"{path.name} exists and holds no model: choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        # Embeddings are not tuned; left to find that out, PEFT would ask the hub for the base model's config.
-        adapters = {"save_embedding_layers": False} if "peft_config" in vars(model) else {}
-        model.save_pretrained(f"{scratch}/new", **adapters)
+        model.save_pretrained(f"{scratch}/new")
+        for name in ("adapter_config.json", "README.md"):  # these name the base model by its place on this machine
+            if (file := Path(scratch, "new", name)).is_file():
+                text = file.read_text(encoding="utf-8").replace(str(embedded.location()), embedded.NAME)
+                file.write_text(text, encoding="utf-8")
         tokenizer.save_pretrained(f"{scratch}/new")
         if path.exists():
             os.replace(path, f"{scratch}/old")

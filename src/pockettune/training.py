@@ -29,6 +29,7 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
         "dataset_num_proc": 1,
         "max_length": model.max_seq_length,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # else a loss that is no number is logged as 0
         "logging_steps": 5,
         "save_strategy": "no",
         "report_to": "none",
