@@ -18,7 +18,7 @@ SETTINGS = {  # LoRA rank (0: all weights), alpha, then the trainer's
     "r16 5e-4 x5": (16, 16, {"learning_rate": 5e-4, "num_train_epochs": 5}),
     "r128 2e-4 x5": (128, 128, {"learning_rate": 2e-4, "num_train_epochs": 5}),
     "full 1e-4 x5": (0, 0, {"learning_rate": 1e-4, "num_train_epochs": 5}),
-    "article": (128, 128, {"learning_rate": 2e-5, "num_train_epochs": 5}),
+    "article": (64, 64, {"learning_rate": 2e-5, "num_train_epochs": 5}),
 }
 
 

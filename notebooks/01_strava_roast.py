@@ -20,30 +20,34 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/pockettune/pockettune/blob/main/notebooks/01_strava_roast.ipynb)
 #
-# Gemma 3 270M is small enough for a phone, and out of the box it cannot follow one instruction.
-# Here it learns to read a run from Strava and answer with a dry, rude verdict in which every number is true.
+# Gemma 3 270M is small enough for a phone. This is the pretrained model, which was not taught to follow instructions.
+# Here it learns to read a run from Strava and to answer with a dry, rude verdict, whose numbers are checked.
 #
 # **By the end you will have** a model of your own, its answers beside those of the model you began with, scores on
-# runs it never saw, and a folder to keep. It takes a few minutes on a GPU (a free Colab T4 will do) and, with the
-# smaller settings of `make roast`, under eight minutes on two CPU cores.
+# runs it never saw, and a folder to keep. It takes a few minutes on a GPU (made for a free Colab T4) and, with the
+# smaller settings of `make roast`, about seven minutes on two CPU cores.
 
 # %% [markdown]
 # ## Setup
 #
 # On Colab the next cell fetches the code and the tested set of libraries, about two minutes.
-# On your own machine `make setup` has done that, and the cell does nothing.
+# On your own machine `make setup` has done that and the cell does nothing: open the notebook with the kernel of `.venv`.
 
 # %% language="bash"
-# if [ -n "$COLAB_RELEASE_TAG" ] && [ ! -d /content/pockettune ]; then
+# if [ -n "$COLAB_RELEASE_TAG" ] && [ ! -f /content/pockettune/ready ]; then
 #   set -e
+#   rm -rf /content/pockettune
 #   git clone -q --depth 1 https://github.com/pockettune/pockettune /content/pockettune
 #   cd /content/pockettune
 #   pip install -q -r requirements.txt
 #   pip install -q --no-deps -r requirements-unsloth.txt .
+#   pip uninstall -q -y torchao
+#   touch ready
 # fi
 
 # %%
 import os
+import random
 from pathlib import Path
 
 import pockettune as pt
@@ -56,17 +60,17 @@ os.chdir(next(place for place in places if (place / "notebooks").is_dir()))  # t
 # %% [markdown]
 # ## Parameters
 #
-# The only settings there are. A batch run or a test overrides them from a file:
-# `papermill … -f notebooks/parameters/cpu.yaml`.
+# All settings of this notebook. A batch run overrides them from a file, as `make roast` does with
+# `notebooks/parameters/cpu.yaml`.
 
 # %% tags=["parameters"]
 model_name: str = "embedded/gemma-3-270m"  # comes with the package index; or a folder, or a hub name
 train_file: str = "data/strava_roasts.jsonl"  # rows to learn from
-eval_file: str = "data/strava_roasts_eval.jsonl"  # rows of other runners, by another hand, to be judged on
+eval_file: str = "data/strava_roasts_eval.jsonl"  # rows of other runners, in another voice, to be judged on
 strava_export: str = "data/strava_export"  # your export zip, folder or activities.csv; this one is invented
 output_dir: str = "outputs/01_strava_roast"  # everything the run leaves behind
 train_rows: int = -1  # how many rows to learn from, all by default
-eval_rows: int = -1  # how many rows to be judged on, all by default
+eval_rows: int = -1  # how many rows to be judged on, drawn from all runners; all by default
 max_seq_length: int = 512  # tokens in the longest row, prompt and answer
 lora_r: int = 64  # rank of the adapters; 0 tunes every weight
 lora_alpha: int = 64  # their scale
@@ -94,12 +98,16 @@ environment = pt.preflight(allow_cpu=True, model_type="gemma3_text")
 # %% [markdown]
 # ## Look at the rows
 #
-# A row is a run as Strava's export has it, with the two runs before it, and the verdict that was written for it.
+# A row is an invented run, in the form in which a real one is read from Strava's export: with the two runs before it,
+# and the verdict that was written for it.
 
 # %%
 rows = pt.load_rows(train_file, train_rows)
-held_out = pt.load_rows(eval_file, eval_rows)
-print(len(rows), "rows to learn from,", len(held_out), "to be judged on")
+held_out = pt.load_rows(eval_file)
+if 0 < eval_rows < len(held_out):
+    held_out = random.Random(seed).sample(held_out, eval_rows)
+runs = strava.read_export(strava_export)
+print(len(rows), "rows to learn from,", len(held_out), "to be judged on,", len(runs), "runs in the export")
 rows[min(40, len(rows) - 1)]
 
 # %% [markdown]
@@ -153,7 +161,7 @@ pt.show_example(trainer, index=min(40, len(rows) - 1))
 # %% [markdown]
 # ## Fine-tune
 #
-# On a GPU the first steps are slow while kernels compile; the rest are fast. A loss that is no number stops the run.
+# The first step is slow, the rest are alike. The run stops if the loss becomes NaN.
 
 # %%
 trainer.train(resume_from_checkpoint=resume_from_checkpoint or None)
@@ -161,22 +169,27 @@ pt.plot_loss(trainer)
 pt.show_memory()
 
 # %% [markdown]
-# The curve drops steeply while the model learns the form of an answer, then slowly while it learns the tone.
+# The curve drops in the first steps, while the model learns the form of an answer. After that it falls slowly and with
+# noise. A short run on a CPU ends there, and its answers are plain; a full run goes on to learn something of the voice.
 
 # %% [markdown]
 # ## Ask again
 #
-# The same held-out runs: other runners than the training rows have, and verdicts by another hand.
+# The same held-out runs: other runners than the training rows have, and verdicts in another voice. Red words under an
+# answer name the checks it missed.
 
 # %%
 after = pt.evaluate(trainer.model, tokenizer, held_out, roast, known=known, max_new_tokens=max_new_tokens)
 pt.show_answers(before, after, describe=lambda row: "\n".join(roast.describe(row["input"])), n=5)
 
 # %% [markdown]
-# What the scores ask of an answer: **valid_json** parses; **schema** has exactly the two fields; **faithful** claims no
-# number and no comparison that does not follow from the run; **original** is no copy of a training answer;
-# **capped** (lower is better) was cut off before it ended. The baseline hands each run the training verdict written
-# for the run most like it: it shows what copying alone would score.
+# What the scores ask of an answer: **valid_json** parses; **schema** has exactly the two fields; **faithful** holds no
+# number and no comparison that does not follow from the run, as far as a checker can read; **original** is no copy of
+# a training answer; **capped** was cut off at the token limit, so that less is better and a negative gain is good.
+# **copied** is the baseline: each run gets the training verdict of the run most like it, unchanged.
+#
+# An interval of no width only says that all answers agreed: of n right ones, the true share of wrong ones may still
+# be about 3 in n.
 
 # %%
 copied = [roast.nearest(row, rows) for row in held_out]
@@ -204,6 +217,7 @@ pt.save_rows(
         for a, b in zip(before, after, strict=True)
     ),
 )
+print("run card and answers are in", output_dir)
 
 # %% [markdown]
 # ## Save and reload
@@ -212,7 +226,7 @@ pt.save_rows(
 
 # %%
 folder = pt.save_model(trainer.model, tokenizer, f"{output_dir}/model")
-reloaded, tokenizer = pt.load_model(str(folder), max_seq_length)
+reloaded, tokenizer = pt.load_model(str(folder), max_seq_length, lora_r)
 again = pt.generate(reloaded, tokenizer, [example["prompt"]], max_new_tokens=max_new_tokens)
 once = pt.generate(trainer.model, tokenizer, [example["prompt"]], max_new_tokens=max_new_tokens)
 assert again == once, "the reloaded model answers differently"
@@ -221,11 +235,16 @@ print(again[0])
 # %% [markdown]
 # ## What we learned
 #
-# A few hundred good examples teach a 270M model a form, a voice and to copy what is in front of it. They do not teach
-# it arithmetic, so the code does that. And an answer that parses is not yet a true one: that is why each is checked.
+# A few hundred good examples teach a 270M model the form of an answer and, in a full run, something of the voice. It
+# copies numbers well and subtracts badly, so the code subtracts. An answer that parses may still be false: that is why
+# each is checked.
 #
-# Now a run of your own: put your export's path into `strava_export` (Strava: Settings, My Account, Download or Delete
-# Your Account, Request Your Archive). It is read here and goes nowhere.
+# Now a run of your own. Ask Strava for your archive (Settings, My Account, Download or Delete Your Account, Request
+# Your Archive: this deletes nothing); it comes as a zip by e-mail. On Colab upload it in the Files panel and give
+# `/content/NAME.zip`. Set `strava_export` in the parameters, run that cell and the one below; nothing is tuned again.
+#
+# The export is read on the machine that runs this notebook, on Colab Google's, and is sent nowhere else. The cell
+# shows your newest run: clear its output before you share the notebook.
 
 # %%
 newest = {"input": strava.read_export(strava_export)[-1]}

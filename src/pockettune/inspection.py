@@ -35,7 +35,7 @@ def show_answers(before: list[Result], after: list[Result], describe, n: int = 5
         f"<tr>{cell(describe(a['row']))}{cell(a['completion'], a)}{cell(b['completion'], b)}</tr>"
         for a, b in list(zip(before, after, strict=True))[:n]
     )
-    head = "".join(f'<th style="text-align:left">{name}</th>' for name in ("row", "base", "tuned"))
+    head = "".join(f'<th style="text-align:left">{name}</th>' for name in ("run", "before", "after"))
     display(HTML(f'<table style="width:100%"><tr>{head}</tr>{body}</table>'))
 
 
@@ -67,7 +67,7 @@ def plot_scores(before: list[Result], after: list[Result], **others: list[Result
     for i, (label, results) in enumerate(series.items()):
         bounds = [intervals([r["scores"][name] for r in results]) for name in names]
         means = [100 * mean for mean, _, _ in bounds]
-        errors = [[100 * (m - low) for m, low, _ in bounds], [100 * (high - m) for m, _, high in bounds]]
+        errors = [[100 * max(0, m - low) for m, low, _ in bounds], [100 * max(0, high - m) for m, _, high in bounds]]
         places = [j + (i - (len(series) - 1) / 2) * width for j in range(len(names))]
         colour = {"base": _GREY, "tuned": _BLUE}.get(label, "#f9ab00")
         axes.bar(places, means, width * 0.92, yerr=errors, capsize=3, color=colour, label=label)

@@ -33,7 +33,7 @@ _TYPES = {
     "Virtual Run": ("virtual run", "virtualrun", "virtueller lauf", "course à pied virtuelle", "course virtuelle")
     + ("carrera virtual", "carrera a pie virtual", "虚拟跑步"),
 }
-_MONTHS = ("jan ene", "feb fev", "mar", "apr avr abr", "may mai", "jun juin", "jul juil")
+_MONTHS = ("jan ene", "feb fev", "mar mrz", "apr avr abr", "may mai", "jun juin", "jul juil")
 _MONTHS += ("aug aou ago", "sep", "oct okt", "nov", "dec dez dic")
 
 
@@ -45,15 +45,15 @@ def read_export(path: str | Path) -> list[dict]:
     or with a pace outside 2 to 20 min/km, are left out and counted in a warning. Raises ValueError with the cause
     and what to do, never with a row's content.
     """
-    table = csv.reader(io.StringIO(_text(Path(path)), newline=""))
+    table = csv.reader(io.StringIO(_text(Path(path).expanduser()), newline=""))
     csv.field_size_limit(10_000_000)  # a description may be long
     try:
         header = next(table, [])
         columns, language = _find_columns(header)
         runs, skipped = [], 0
         for line in table:
-            cells = {key: line[i].strip() for key, i in columns.items() if i < len(line)}
-            activity = next((t for t, names in _TYPES.items() if cells.get("type", "").casefold() in names), None)
+            cells = {key: line[i].strip() if i < len(line) else "" for key, i in columns.items()}
+            activity = next((t for t, names in _TYPES.items() if cells["type"].casefold() in names), None)
             if activity is None:
                 continue
             run = _run(cells, activity, decimal_comma=language in ("German", "French", "Spanish"))
@@ -68,6 +68,8 @@ def read_export(path: str | Path) -> list[dict]:
             f"left out {skipped} of {skipped + len(runs)} runs: no distance, no time, or a pace outside 2-20 min/km",
             stacklevel=2,
         )
+    if not runs:
+        raise ValueError("the export holds no runs that can be used: only Run, Trail Run and Virtual Run are read")
     runs.sort(key=lambda run: run[0])
     records = [record for _, record in runs]
     short = [{"distance_km": r["distance_km"], "pace": r["pace"]} for r in records]
@@ -204,8 +206,8 @@ def _when(text: str) -> datetime:
     plain = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
     clock = re.search(r"(\d{1,2}):(\d\d)(?::(\d\d))?\s*(?:([ap])\.?\s?m\b)?", plain)
     hour, minute, second = (int(g or 0) for g in clock.group(1, 2, 3)) if clock else (0, 0, 0)
-    if clock and clock[4]:
-        hour = hour % 12 + (12 if clock[4] == "p" else 0)
+    if clock and (clock[4] or re.search("[上下]午", plain)):
+        hour = hour % 12 + (12 if clock[4] == "p" or "下午" in plain else 0)
     day = plain[: clock.start()] if clock else plain
     if match := re.search(r"(\d{4})[-年]\s*(\d{1,2})[-月]\s*(\d{1,2})", day):
         year, month, number = (int(g) for g in match.groups())
@@ -216,9 +218,12 @@ def _when(text: str) -> datetime:
         digits = re.findall(r"\d+", day)
         known = [i for i, names in enumerate(_MONTHS, 1) if word and word[0].startswith(tuple(names.split()))]
         if not known or sorted(map(len, digits)) not in ([1, 4], [2, 4]):
-            shape = re.sub(r"\d", "9", text)[:30]
+            shape = re.sub(r"[^\W\d]", "a", re.sub(r"\d", "9", text))[:30]
             raise ValueError(
-                f"a run's date has an unknown form (its digits shown as 9): {shape!r}. Export again in English"
+                f"a run's date has an unknown form, {shape!r} (9 for digits, a for letters): export again in English"
             )
         month, (number, year) = known[0], sorted(map(int, digits))
-    return datetime(year, month, number, hour, minute, second)
+    try:
+        return datetime(year, month, number, hour, minute, second)
+    except ValueError:
+        raise ValueError("a run's date is in no calendar (such as 31 February): download the export again") from None

@@ -47,7 +47,8 @@ _MIXED = re.compile(  # a pace in kilometres, a distance in seconds
     r"|\bdistance (?:is|was|of)(?: \w+)? [\d.:]+ ?(?:s/km|/km)"
 )
 _BEYOND = re.compile(  # what the input cannot tell
-    r"\b(hillier|flatter|steeper|hilliest|flattest|steepest|personal best|personal record|p\.?b\.?|p\.?r\.?)\b"
+    r"\b(\w+est ever|than ever|\w+est (?:\w+ )?of the (?:year|season|month|week)|(?:second|third) run"
+    r"|hillier|flatter|steeper|hilliest|flattest|steepest|personal best|personal record|p\.?b\.?|p\.?r\.?)\b"
 )
 _EARLIER = re.compile(
     r"\b(last|previous|prior|before|earlier|recent|than|from|after|average|mean|ago|yesterday|usual|both|since"
@@ -57,6 +58,9 @@ _EARLIER = re.compile(
 _REFERENCE = re.compile(
     r"\b(?:than|as) (?:the |your )?(?:last|previous|recent|prior) (?:run|time|one|outing|average|mean)\b(?!'s| \(|,? (?:of|at)\b)"
     r"|\bof the last \w+(?: runs)?|\bover (?=\d)"
+)
+_OF_EARLIER = re.compile(  # a clause whose subject is an earlier run
+    r"\s*(?:the |your )?(?:last|previous|prior) (?:run|time|outing|one)(?= (?:was|were|had|came|went|at|in)\b| ?\d|$)"
 )
 _DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
 _MONTHS = ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october"]
@@ -105,19 +109,21 @@ def _with_mean(values: list[float]) -> list[float]:
     return [*values, mean(values)] if values else []
 
 
-def _statable(run: dict, unit: str, earlier: bool) -> list[float]:
-    """Every value of a unit that a sentence may state; values of earlier runs only where it speaks of them."""
+def _statable(run: dict, unit: str, clause: str) -> list[float]:
+    """Every value of a unit that a clause may state; values of earlier runs only where it speaks of those runs."""
     series = _series(run)
     own = {name: [value] for name, (value, _) in series.items()}
     gaps = {
         name: [abs(value - v) for v in _with_mean(values)] + [abs(a - b) for a in values for b in values if a != b]
         for name, (value, values) in series.items()
     }
-    if earlier:
-        own = {name: [*own[name], *_with_mean(values)] for name, (_, values) in series.items()}
+    if _EARLIER.search(_REFERENCE.sub(" ", clause)):
+        lent = {name: _spoken_of(clause, values) for name, (_, values) in series.items()}
+        own = {name: [*([] if _OF_EARLIER.match(clause) else own[name]), *lent[name]] for name in own}
+    together = bool(re.search(r"\b(total|together|combined|over the last|in all)\b", clause))
     km, kms = series["km"]
-    times = own["time"] + gaps["time"] + [sum(series["time"][1]), series["time"][0] + sum(series["time"][1])]
-    kilometres = own["km"] + gaps["km"] + [sum(kms), km + sum(kms)]
+    times = own["time"] + gaps["time"]
+    kilometres = own["km"] + gaps["km"] + ([sum(kms), km + sum(kms)] if together else [])
     ratios = [value / v for name in ("km", "time") for value, values in [series[name]] for v in _with_mean(values)]
     paces = [series["pace"][0] / v for v in _with_mean(series["pace"][1])]
     counts = [len(kms), len(kms) + 1]
@@ -131,15 +137,35 @@ def _statable(run: dict, unit: str, earlier: bool) -> list[float]:
         "minutes": [v / 60 for v in times + gaps["pace"]],
         "hours": [v / 3600 for v in times],
         "km": kilometres,
-        "m": [run["elevation_gain_m"], *(1000 * v for v in kilometres)],
+        "m": [run["elevation_gain_m"], *(1000 * v for v in gaps["km"] if _COMPARED.search(clause))],
         "climb rate": [run["elevation_gain_m"] / km],
         "km/h": [3600 / v for v in own["pace"]],
         "times": ratios + [1 / r for r in ratios],
         "percent": [p for r in ratios + paces for p in (100 * r, 100 / r, 100 * abs(1 - r), 100 * abs(1 - 1 / r))],
         "runs": counts,
-        "date": [*counts, day.day],
+        "date": [*counts, day.day, day.year],
         "bare": [*counts, day.year],
     }[unit]
+
+
+def _spoken_of(clause: str, values: list[float]) -> list[float]:
+    """The values of the earlier runs that a clause names; of all where it does not say which."""
+    if re.search(r"\b(run|one|outing|time) before last\b|\btwo runs ago\b|\bbefore that\b", clause):
+        return values[1:2]
+    if re.search(r"\b(average|mean|usual)\b", clause):
+        return [mean(values)] if values else []
+    if re.search(r"\b(last|previous|prior|yesterday)\b(?! (two|2|three|3|few)\b)", clause):
+        return values[:1]
+    return _with_mean(values)
+
+
+def _clauses(sentence: str) -> list[str]:
+    """Parts of a sentence that speak of one run, so that a value is not lent from one to another.
+
+    >>> _clauses("8 km at 6:14/km, after last run's 5 km and a nap")
+    ['8 km at 6:14/km', '', " after last run's 5 km", ' and a nap']
+    """
+    return re.split(r"[,:;]+(?!\d)|(?=\s(?:and|but|after|from|than|to|against|versus|vs)\b)", sentence)
 
 
 def _digits(text: str) -> str:
@@ -153,12 +179,21 @@ def _digits(text: str) -> str:
 
 
 def _false_numbers(sentence: str, run: dict) -> list[str]:
+    found, before = [], ""
+    for clause in _clauses(sentence):
+        # "the last run was slower, at 6:14/km": what follows still speaks of that run.
+        goes_on = _OF_EARLIER.match(before) and re.match(r"\s*(?:at|and|in|over)\b", clause)
+        before = before + clause if goes_on else clause
+        found += _false_numbers_of_clause(clause, before, run)
+    return found
+
+
+def _false_numbers_of_clause(clause: str, context: str, run: dict) -> list[str]:
     found: list[str] = []
-    earlier = bool(_EARLIER.search(_REFERENCE.sub(" ", sentence)))
 
     def clock(match):
         hours, minutes, seconds = (int(g or 0) for g in match.group(1, 2, 3))
-        stated, before = 3600 * hours + 60 * minutes + seconds, sentence[: match.start()]
+        stated, before = 3600 * hours + 60 * minutes + seconds, clause[: match.start()]
         if match[4] or re.search(r"\b(pace|speed)\b[^,;.]{0,12}$|\b(at|averag\w+)\s+(an?\s+|the\s+)?$", before):
             units = ["pace"]
         elif re.search(r"\b(in|took|for|lasted|time|clock\w*)\s+(of\s+|was\s+)?$", before):
@@ -167,19 +202,16 @@ def _false_numbers(sentence: str, run: dict) -> list[str]:
             units = ["pace", "time", "pace gap"]
         # Pace is rounded to a second and distance to 10 m, so their product is good to a few seconds.
         slack = {"pace": 0.5, "pace gap": 0.5, "time": 3 + run["distance_km"]}
-        if not any(abs(stated - v) <= slack[unit] for unit in units for v in _statable(run, unit, earlier)):
+        if not any(abs(stated - v) <= slack[unit] for unit in units for v in _statable(run, unit, context)):
             found.append(match[0].strip())
         return " " * len(match[0])
 
-    rest = _CLOCK.sub(clock, sentence.replace(run["date"], " "))
+    rest = _CLOCK.sub(clock, clause.replace(run["date"], " "))
     for match in _NUMBER.finditer(rest):
-        dated = (
-            match["ordinal"]
-            or re.search(_MONTH_BEFORE, rest[: match.start()])
-            or re.match(_MONTH_AFTER, rest[match.end() :])
-        )
+        before, after = rest[: match.start()], rest[match.end() :]
+        dated = match["ordinal"] or re.search(_MONTH_BEFORE, before) or re.match(_MONTH_AFTER, after)
         unit = _unit(match) or ("date" if dated else "bare")
-        if not any(_rounds_to(match[1], v, rest[: match.start()]) for v in _statable(run, unit, earlier)):
+        if not any(_rounds_to(match[1], v, before) for v in _statable(run, unit, context)):
             found.append(match[0].strip())
     return found
 
@@ -216,6 +248,12 @@ def _false_dates(sentence: str, run: dict) -> list[str]:
 def _false_comparisons(sentence: str, run: dict) -> list[str]:
     series = _series(run)
     found = [match[0] for pattern in (_BEYOND, _MIXED) for match in pattern.finditer(sentence)]
+    if run["recent_runs"]:
+        found += re.findall(r"\bfirst (?:run|outing) on record\b", sentence)
+    for match in re.finditer(r"\b(half[ -])?marathon\b", sentence):
+        if not any(abs(km - (21.1 if match[1] else 42.2)) < 0.25 for km in (series["km"][0], *series["km"][1])):
+            found.append(match[0])
+    sentence = re.sub(r"\bno longer (?!than\b)", " ", sentence)
     for match in _SAME.finditer(sentence):
         value, others = series["pace" if (match["what"] or match["of"]) in ("pace", "speed") else "km"]
         references, _ = _references(re.split(r"[,;:]", sentence[match.end() :])[0], others) if others else ([], False)
@@ -223,7 +261,7 @@ def _false_comparisons(sentence: str, run: dict) -> list[str]:
             found.append(match[0])
     for match in _RATIO.finditer(sentence):
         factor = {"half": 0.5, "halv": 0.5, "trip": 3}.get(match[1][:4], 2)
-        if not any(abs(ratio / factor - 1) <= 0.12 for ratio in _statable(run, "times", True)):
+        if not any(abs(ratio / factor - 1) <= 0.12 for ratio in _statable(run, "times", "")):
             found.append(match[0])
     for match in _COMPARED.finditer(sentence):
         if not _holds(match[1], sentence[: match.start()], sentence[match.end() :], series):

@@ -100,9 +100,10 @@ def score(completion: str, row: dict, *, capped: bool = False, known: tuple[str,
     that they share less than half of their 5-word runs with any one of the `known` training answers.
     """
     try:
-        answer = json.loads(completion)
+        # An object that names a field twice is no answer: only one of the two would be checked.
+        answer = json.loads(completion, object_pairs_hook=lambda p: dict(p) if len(dict(p)) == len(p) else None)
         valid = True
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         answer, valid = None, False
     texts = list(answer.values()) if isinstance(answer, dict) else []
     schema = (
@@ -115,7 +116,7 @@ def score(completion: str, row: dict, *, capped: bool = False, known: tuple[str,
         "valid_json": float(valid),
         "schema": float(schema),
         "faithful": float(schema and not any(unsupported(text, row["input"]) for text in texts)),
-        "original": float(schema and all(2 * len(shingles & _shingles(k)) < len(shingles) for k in known)),
+        "original": float(schema and not any(2 * len(shingles & _shingles(k)) >= len(shingles) > 0 for k in known)),
         "capped": float(capped),
     }
 
