@@ -46,6 +46,7 @@ def test_generation_stops_on_eos_and_end_of_turn(embedded_folder, tokenizer):
     assert config["eos_token_id"] == [1, 106]
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id) == (0, 1, 2)
     assert len(tokenizer) == 262144
+    assert tokenizer("user").input_ids == [2, 2364]
 
 
 def test_the_weights_are_gemma_3_270m(loaded):

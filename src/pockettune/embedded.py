@@ -139,6 +139,7 @@ def _tokenizer(gguf: Path):
         model_max_length=fields["gemma3.context_length"].contents(),
     )
     tokenizer.add_tokens(added)
+    tokenizer.add_bos_token = True  # for bare text; the chat template writes its own
     return tokenizer
 
 
