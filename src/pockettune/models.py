@@ -24,11 +24,9 @@ def load_model(model_name: str = embedded.NAME, max_seq_length: int = 1024, lora
     environment.prepare_unsloth()
     path = _locate(model_name)
     with environment.phase("import"):
-        from transformers.utils import logging as transformers_logging
-        from unsloth import FastLanguageModel
+        from unsloth import FastLanguageModel  # before transformers, which it patches
 
         _complete_cpu_backend()
-    transformers_logging.disable_progress_bar()  # for 236 tensors in a second
     options = {"max_seq_length": max_seq_length, "load_in_4bit": False, "use_gradient_checkpointing": False}
     with environment.phase("load"):
         if (Path(path) / "adapter_config.json").is_file():
