@@ -69,6 +69,7 @@ FALSE = [
     ("5:54/km, the pace of the last run.", "pace"),
     ("The trail was 6:14/km, slower than recent average.", "6:14/km"),  # the last run's pace again
     ("Last run was 5.12 km at 5:49/km.", "5.12 km"),  # that was the one before
+    ("The last run was 3.08 km at 5:54/km.", "3.08 km"),  # this run's values, given to that one
     ("The run before last was 3.06 km.", "3.06 km"),
     ("At 6:14/km, slower than the run before last.", "6:14/km"),
     ("5:54/km for the last time, 6:14/km today.", "6:14/km"),
