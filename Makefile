@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ROAST := outputs/01_strava_roast
 OWN := $(if $(EXPORT),-p strava_export "$(EXPORT)")
+REPORT = @$(BIN)/python -c 'from pockettune.evaluation import show_report; show_report("$(1)")'
 PAPERMILL := $(BIN)/papermill --kernel python3 --no-log-output
 
 .DEFAULT_GOAL := help
@@ -26,17 +27,17 @@ setup: .venv/ready  ## make .venv with the tested set of libraries (two minutes,
 roast: setup  ## tune Gemma 3 270M to roast runs, on a CPU, in minutes; prints answers before and after
 	@mkdir -p $(ROAST)
 	$(PAPERMILL) notebooks/01_strava_roast.ipynb $(ROAST)/01_strava_roast.ipynb -f notebooks/parameters/cpu.yaml $(OWN)
-	@$(BIN)/python -c 'from pockettune.evaluation import show_report; show_report("$(ROAST)")'
+	$(call REPORT,$(ROAST))
 
 roast-gpu: setup  ## the same notebook with its own settings, for a GPU
 	@mkdir -p $(ROAST)_gpu
 	$(PAPERMILL) notebooks/01_strava_roast.ipynb $(ROAST)_gpu/01_strava_roast.ipynb -p output_dir $(ROAST)_gpu $(OWN)
-	@$(BIN)/python -c 'from pockettune.evaluation import show_report; show_report("$(ROAST)_gpu")'
+	$(call REPORT,$(ROAST)_gpu)
 
 roast-article: setup  ## the same notebook with the settings of the article that began this, for a GPU
 	@mkdir -p $(ROAST)_article
 	$(PAPERMILL) notebooks/01_strava_roast.ipynb $(ROAST)_article/01_strava_roast.ipynb -f notebooks/parameters/article.yaml
-	@$(BIN)/python -c 'from pockettune.evaluation import show_report; show_report("$(ROAST)_article")'
+	$(call REPORT,$(ROAST)_article)
 
 test: lint  ## lint, unit tests, and the notebook on the real model at a few steps
 	$(BIN)/python -m pytest

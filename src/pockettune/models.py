@@ -33,14 +33,13 @@ def load_model(model_name: str = embedded.NAME, max_seq_length: int = 1024, lora
             # Unsloth prints where the base model lies, which may hold a user's name.
             with _resolved(Path(path)) as adapters, contextlib.redirect_stdout(io.StringIO()):
                 model, tokenizer = FastLanguageModel.from_pretrained(adapters, **options)
-            _read_logits_from_contiguous_states(model)
-            return model, tokenizer
-        model, tokenizer = FastLanguageModel.from_pretrained(path, full_finetuning=lora_r == 0, **options)
-        _read_logits_from_contiguous_states(model)
-        if lora_r:
-            settings = {"lora_alpha": lora_r, "lora_dropout": 0.0, "target_modules": _PROJECTIONS, "random_state": 3407}
-            settings = {**settings, "use_gradient_checkpointing": False, **lora}
-            model = FastLanguageModel.get_peft_model(model, r=lora_r, **settings)
+        else:
+            model, tokenizer = FastLanguageModel.from_pretrained(path, full_finetuning=lora_r == 0, **options)
+            if lora_r:
+                settings = {"lora_alpha": lora_r, "lora_dropout": 0.0, "target_modules": _PROJECTIONS}
+                settings |= {"random_state": 3407, "use_gradient_checkpointing": False, **lora}
+                model = FastLanguageModel.get_peft_model(model, r=lora_r, **settings)
+    _read_logits_from_contiguous_states(model)
     return model, tokenizer
 
 

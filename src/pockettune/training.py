@@ -12,8 +12,8 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
 
     `sft_config` goes to TRL's SFTConfig, over these defaults: 8-bit AdamW (on a CPU Unsloth puts torch's own
     AdamW in its place), the precision `environment.precision` chooses, no gradient checkpointing, seed 3407.
-    Raises ValueError for rows longer than the model's max_seq_length, two <bos>, or labels that are not exactly
-    the answer and its stop token; training stops with RuntimeError on a loss or gradient that is not a number.
+    Raises ValueError for rows longer than the model's max_seq_length, a number of <bos> that is not the model's, or
+    labels that are not exactly the answer and its stop token; training stops with RuntimeError on a loss or gradient that is not a number.
     """
     from datasets import disable_progress_bars
     from trl import SFTConfig, SFTTrainer

@@ -59,6 +59,7 @@ _REFERENCE = re.compile(
     r"\b(?:than|as) (?:the |your )?(?:last|previous|recent|prior) (?:run|time|one|outing|average|mean)\b(?!'s| \(|,? (?:of|at)\b)"
     r"|\bof the last \w+(?: runs)?|\bover (?=\d)"
 )
+_BEFORE_LAST = re.compile(r"\b(run|one|outing|time) before last\b|\btwo runs ago\b|\bbefore that\b")
 _OF_EARLIER = re.compile(  # a clause whose subject is an earlier run
     r"\s*(?:the |your )?(?:last|previous|prior) (?:run|time|outing|one)(?= (?:was|were|had|came|went|at|in)\b| ?\d|$)"
 )
@@ -150,7 +151,7 @@ def _statable(run: dict, unit: str, clause: str) -> list[float]:
 
 def _spoken_of(clause: str, values: list[float]) -> list[float]:
     """The values of the earlier runs that a clause names; of all where it does not say which."""
-    if re.search(r"\b(run|one|outing|time) before last\b|\btwo runs ago\b|\bbefore that\b", clause):
+    if _BEFORE_LAST.search(clause):
         return values[1:2]
     if re.search(r"\b(average|mean|usual)\b", clause):
         return [mean(values)] if values else []
@@ -313,7 +314,7 @@ def _references(clause: str, others: list[float]) -> tuple[list[float], bool]:
     """What a clause compares with, and whether all of it must hold; without a word of it anything recent will do."""
     if re.search(r"\b(average|mean|usual|norm)\b", clause):
         return [mean(others)], False
-    if re.search(r"\b(run|one|outing|time) before last\b|\btwo runs ago\b|\bbefore that\b", clause):
+    if _BEFORE_LAST.search(clause):
         return others[1:2], False
     if re.search(r"\b(than|as)\b.*\b(both|either|two|recent|others|any)\b", clause):
         return others, True
