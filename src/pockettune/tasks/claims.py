@@ -50,6 +50,16 @@ _BEYOND = re.compile(  # what the input cannot tell
     r"\b(\w+est ever|than ever|\w+est (?:\w+ )?of the (?:year|season|month|week)|(?:second|third) run"
     r"|hillier|flatter|steeper|hilliest|flattest|steepest|personal best|personal record|p\.?b\.?|p\.?r\.?)\b"
 )
+_GREW = r"increased|grew|rose|widened|stretched|extended|lengthened|expanded"
+_SHRANK = r"decreased|shrank|shrunk|fell|dropped|declined|reduced|trimmed|shortened|cut"
+_CHANGES = {  # the same claims in other words; a pace that was "cut" may be either, so it holds for neither
+    "longer": rf"(?:distance|length)(?: \w+)? (?:{_GREW})|(?:extra|added|more|additional) (?:distance|leg|length|kilomet\w+)",
+    "shorter": rf"(?:distance|length)(?: \w+)? (?:{_SHRANK})|(?:less|reduced) (?:distance|length)",
+    "faster": r"(?:pace|speed)(?: \w+)? (?:improved|quickened)|speed(?: \w+)? (?:increased|rose)",
+    "slower": r"pace(?: \w+)? (?:slipped|sagged|slowed|suffered)|speed(?: \w+)? (?:decreased|fell|dropped|declined)|reduced speed",
+    "": rf"pace(?: \w+)? (?:{_GREW}|{_SHRANK})",
+}
+_CHANGES = {word: re.compile(rf"\b(?:{pattern})\b") for word, pattern in _CHANGES.items()}
 _EARLIER = re.compile(
     r"\b(last|previous|prior|before|earlier|recent|than|from|after|average|mean|ago|yesterday|usual|both|since"
     r"|against|versus|vs)\b"
@@ -267,6 +277,10 @@ def _false_comparisons(sentence: str, run: dict) -> list[str]:
     for match in _COMPARED.finditer(sentence):
         if not _holds(match[1], sentence[: match.start()], sentence[match.end() :], series):
             found.append(match[0])
+    for word, pattern in _CHANGES.items():
+        for match in pattern.finditer(sentence):
+            if not word or not _holds(word, sentence[: match.start()], sentence[match.end() :], series):
+                found.append(match[0])
     return found
 
 
