@@ -94,3 +94,43 @@ def test_a_name_that_is_nothing_is_refused():
 
     with pytest.raises(FileNotFoundError, match="neither a folder nor a hub name"):
         load_model("some/folder/that is not there")
+
+
+def held_prompts():
+    from pockettune.tasks import complaints
+
+    texts = ['我是周敏，电梯"又"坏了！', "李雷 a.b@example.com\n停水三天🐶", "no complaint here at all"]
+    rows = [{"input": text} for text in texts]
+    return rows, [complaints.to_example(row)["prompt"] for row in rows], [complaints.grammar(row) for row in rows]
+
+
+def test_held_to_a_grammar_even_the_untuned_model_parses_and_invents_nothing(loaded):
+    import json
+
+    model, tokenizer = loaded
+    rows, prompts, grammars = held_prompts()
+    answers = generate(model, tokenizer, prompts, grammar=grammars, max_new_tokens=120)
+    for row, answer in zip(rows, answers, strict=True):
+        values = json.loads(answer)
+        assert list(values) == ["name", "address", "email", "question"]
+        assert all(value is None or value in row["input"] for value in values.values())
+    one_by_one = [
+        generate(model, tokenizer, [p], grammar=[g], max_new_tokens=120)[0]
+        for p, g in zip(prompts, grammars, strict=True)
+    ]
+    assert one_by_one == answers == generate(model, tokenizer, prompts, grammar=grammars, max_new_tokens=120)
+
+
+def test_without_a_grammar_nothing_of_it_runs(loaded, monkeypatch):
+    from pockettune import generation
+
+    monkeypatch.setattr(generation, "_hold", None)
+    assert len(generate(*loaded, PROMPTS[:1], max_new_tokens=2)) == 1
+
+
+def test_a_grammar_that_cannot_be_read_or_is_missing_is_an_error(loaded):
+    model, tokenizer = loaded
+    with pytest.raises(ValueError, match="cannot read the grammar"):
+        generate(model, tokenizer, PROMPTS[:1], grammar=["start: ("], max_new_tokens=2)
+    with pytest.raises(ValueError, match="1 grammars for 3 prompts"):
+        generate(model, tokenizer, PROMPTS, grammar=['start: "a"'], max_new_tokens=2)
