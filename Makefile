@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ROAST := outputs/01_strava_roast
+COMPLAINTS := outputs/02_complaint_extraction
 OWN := $(if $(EXPORT),-p strava_export "$(EXPORT)")
 REPORT = @$(BIN)/python -c 'from pockettune.evaluation import show_report; show_report("$(1)")'
 PAPERMILL := $(BIN)/papermill --kernel python3 --no-log-output
 
 .DEFAULT_GOAL := help
-.PHONY: help setup roast roast-gpu roast-article test lint notebooks settings clean
+.PHONY: help setup roast roast-gpu roast-article complaints complaints-gpu data test lint notebooks settings clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -26,7 +27,7 @@ setup: .venv/ready  ## make .venv with the tested set of libraries (two minutes,
 
 roast: setup  ## tune Gemma 3 270M to roast runs, on a CPU, in minutes; prints answers before and after
 	@mkdir -p $(ROAST)
-	$(PAPERMILL) notebooks/01_strava_roast.ipynb $(ROAST)/01_strava_roast.ipynb -f notebooks/parameters/cpu.yaml $(OWN)
+	$(PAPERMILL) notebooks/01_strava_roast.ipynb $(ROAST)/01_strava_roast.ipynb -f notebooks/parameters/roast_cpu.yaml $(OWN)
 	$(call REPORT,$(ROAST))
 
 roast-gpu: setup  ## the same notebook with its own settings, for a GPU
@@ -36,10 +37,24 @@ roast-gpu: setup  ## the same notebook with its own settings, for a GPU
 
 roast-article: setup  ## the same notebook with the settings of the article that began this, for a GPU
 	@mkdir -p $(ROAST)_article
-	$(PAPERMILL) notebooks/01_strava_roast.ipynb $(ROAST)_article/01_strava_roast.ipynb -f notebooks/parameters/article.yaml
+	$(PAPERMILL) notebooks/01_strava_roast.ipynb $(ROAST)_article/01_strava_roast.ipynb -f notebooks/parameters/roast_article.yaml
 	$(call REPORT,$(ROAST)_article)
 
-test: lint  ## lint, unit tests, and the notebook on the real model at a few steps
+complaints: setup  ## tune Gemma 3 270M to read messy complaints, on a CPU, in minutes
+	@mkdir -p $(COMPLAINTS)
+	$(PAPERMILL) notebooks/02_complaint_extraction.ipynb $(COMPLAINTS)/02_complaint_extraction.ipynb -f notebooks/parameters/complaints_cpu.yaml
+	$(call REPORT,$(COMPLAINTS))
+
+complaints-gpu: setup  ## the same on all rows, for a GPU; without a model hub too
+	@mkdir -p $(COMPLAINTS)_gpu
+	$(PAPERMILL) notebooks/02_complaint_extraction.ipynb $(COMPLAINTS)_gpu/02_complaint_extraction.ipynb -f notebooks/parameters/complaints_gpu.yaml
+	$(call REPORT,$(COMPLAINTS)_gpu)
+
+data: .venv/ready-dev  ## write the complaints anew from their generators, byte for byte
+	$(BIN)/python data/complaints/generate.py
+	$(BIN)/python data/complaints_eval/generate.py
+
+test: lint  ## lint, unit tests, and both notebooks at a few steps
 	$(BIN)/python -m pytest
 
 lint: .venv/ready-dev
@@ -52,6 +67,7 @@ notebooks: .venv/ready-dev  ## render every notebook from its .py, one way and b
 
 settings: setup  ## compare training settings on held-out rows (GPU)
 	$(BIN)/python benchmarks/roast_settings.py
+	$(BIN)/python benchmarks/complaint_settings.py
 
 clean:  ## remove the environment and all outputs
 	rm -rf .venv outputs

@@ -25,7 +25,7 @@
 #
 # **By the end you will have** a model of your own, its answers beside those of the model you began with, scores on
 # runs it never saw, and a folder to keep. It takes a few minutes on a GPU (made for a free Colab T4) and, with the
-# smaller settings of `make roast`, about seven minutes on two CPU cores.
+# smaller settings of `make roast`, six to twelve minutes on two CPU cores.
 
 # %% [markdown]
 # ## Setup
@@ -61,13 +61,15 @@ os.chdir(next(place for place in places if (place / "notebooks").is_dir()))  # t
 # ## Parameters
 #
 # All settings of this notebook. A batch run overrides them from a file, as `make roast` does with
-# `notebooks/parameters/cpu.yaml`.
+# `notebooks/parameters/roast_cpu.yaml`.
 
 # %% tags=["parameters"]
 model_name: str = "embedded/gemma-3-270m"  # comes with the package index; or a folder, or a hub name
 train_file: str = "data/strava_roasts.jsonl"  # rows to learn from
 eval_file: str = "data/strava_roasts_eval.jsonl"  # rows of other runners, in another voice, to be judged on
 strava_export: str = "data/strava_export"  # your export zip, folder or activities.csv; this one is invented
+teacher_model: str = ""  # a model that writes verdicts on your own runs, such as gemini-3.8-flash; empty for none
+teacher_base_url: str = "https://generativelanguage.googleapis.com/v1beta/openai/"  # its OpenAI-compatible endpoint
 output_dir: str = "outputs/01_strava_roast"  # everything the run leaves behind
 train_rows: int = -1  # how many rows to learn from, all by default
 eval_rows: int = -1  # how many rows to be judged on, drawn from all runners; all by default
@@ -109,6 +111,19 @@ if 0 < eval_rows < len(held_out):
 runs = strava.read_export(strava_export)
 print(len(rows), "rows to learn from,", len(held_out), "to be judged on,", len(runs), "runs in the export")
 rows[min(40, len(rows) - 1)]
+
+# %% [markdown]
+# With `teacher_model` set, a large model writes verdicts on your own runs, and they are added to the rows to learn from.
+# It is sent weekday, month, kind, distance, pace, climbing and how they compare, and nothing else of your export. The cell prints the
+# cost first, asks for the key (or takes `TEACHER_API_KEY` from the environment or Colab's secrets), checks each verdict
+# as the tuned model's will be, and keeps every one: interrupted and run again, it goes on and pays for none twice.
+
+# %%
+if teacher_model:
+    ask = {"out": f"{output_dir}/labels.jsonl", "model": teacher_model, "base_url": teacher_base_url}
+    own = [{"input": run} for run in runs]
+    pt.label_rows(own, roast, **ask, dry_run=True)
+    rows += pt.label_rows(own, roast, **ask)
 
 # %% [markdown]
 # A model this small copies a number rightly and subtracts two of them wrongly. So the comparisons are computed here

@@ -1,12 +1,14 @@
 """The shipped rows: well formed, true, decent, and not written by a template."""
 
 import collections
+import json
 import re
+import runpy
 
 import pytest
 
 from pockettune import load_rows
-from pockettune.tasks import roast
+from pockettune.tasks import complaints, roast
 from pockettune.tasks.claims import unsupported
 
 FACTS = re.compile(
@@ -97,3 +99,66 @@ def test_held_out_runs_and_phrases_are_not_in_the_training_rows(train, held_out)
         assert roast.score(completion, row, known=known) == {
             "valid_json": 1, "schema": 1, "faithful": 1, "original": 1, "capped": 0,
         }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def complaint_rows(root):
+    return {name: load_rows(root / f"data/{name}.jsonl") for name in ("complaints", "complaints_eval")}
+
+
+def test_complaints_have_the_article_s_shape_and_values_that_stand_in_the_text(complaint_rows):
+    for name, count in (("complaints", 3000), ("complaints_eval", 300)):
+        assert len(complaint_rows[name]) >= count
+        for row in complaint_rows[name]:
+            assert list(row)[:4] == ["system", "instruction", "input", "output"] and row["system"] == complaints.SYSTEM
+            assert complaints.read(row)["output"] == row["output"], "compact, one line, plain Chinese"
+            assert complaints.score(row["output"], row)["all_exact"] == 1
+    for field in complaints.FIELDS:
+        absent = sum(json.loads(row["output"])[field] is None for row in complaint_rows["complaints"])
+        assert absent > 50, field
+
+
+def test_the_training_bank_is_wide(root):
+    bank = load_rows(root / "data/complaints/bank.jsonl")
+    assert len({row["question"] for row in bank}) >= 400 and len({row["field"] for row in bank}) >= 20
+
+
+def test_the_held_out_complaints_cover_each_noise_and_many_are_written_by_hand(complaint_rows):
+    by = collections.Counter(row["by"] for row in complaint_rows["complaints_eval"])
+    noise = collections.Counter(row["noise"] for row in complaint_rows["complaints_eval"])
+    assert by["hand"] >= 60 and len(noise) >= 15 and min(noise.values()) >= 10
+
+
+@pytest.mark.parametrize("name", ["complaints", "complaints_eval"])
+def test_the_complaints_are_what_their_generator_writes(root, complaint_rows, name):
+    """`make data` leaves nothing to commit."""
+    assert runpy.run_path(str(root / f"data/{name}/generate.py"))["rows"]() == complaint_rows[name]
+
+
+def test_held_out_complaints_share_nothing_with_training(complaint_rows):
+    train, held_out = complaint_rows["complaints"], complaint_rows["complaints_eval"]
+    for field in ("question", "address", "email"):
+        values = [{json.loads(row["output"])[field] for row in rows} - {None} for rows in (train, held_out)]
+        assert not values[0] & values[1], field
+
+    def frame(row):
+        """The text without its values."""
+        text = row["input"]
+        for field, value in sorted(json.loads(row["output"]).items(), key=lambda item: -len(item[1] or "")):
+            text = text.replace(value, f"{{{field}}}") if value else text
+        return re.sub(r"\d+", "0", text)
+
+    assert not {f for f in map(frame, train) if re.search(r"\w{6}", re.sub(r"\{\w+\}", "", f))} & set(
+        map(frame, held_out)
+    )
+    grams = lambda text: {text[i : i + 10] for i in range(len(text) - 9)}  # noqa: E731
+    known = set().union(*(grams(frame(row)) | grams(json.loads(row["output"])["question"] or "") for row in train))
+    shares = []
+    for row in held_out:
+        own = {
+            g
+            for g in grams(frame(row)) | grams(json.loads(row["output"])["question"] or "")
+            if not re.search("[{}]", g)
+        }
+        shares.append(sum(g in known for g in own) / max(1, len(own)))
+    assert sum(shares) / len(shares) < 0.02 and max(shares) < 0.5

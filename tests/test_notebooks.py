@@ -11,6 +11,7 @@ import jupytext
 import nbformat
 import papermill
 import pytest
+import qwen3
 import yaml
 
 HEADINGS = [
@@ -24,7 +25,8 @@ HEADINGS = [
     "Save and reload",
     "What we learned",
 ]
-NAMES = ["01_strava_roast"]
+NAMES = ["01_strava_roast", "02_complaint_extraction"]
+PREFIXES = {"01_strava_roast": "roast", "02_complaint_extraction": "complaints"}  # of their parameter files
 
 
 @pytest.fixture(params=NAMES)
@@ -76,16 +78,16 @@ def test_every_parameter_is_typed_explained_and_seen_by_papermill(root, name, no
     assert all(p["inferred_type_name"] in ("int", "float", "str") and p["help"] for p in found.values())
 
 
-def test_parameter_files_name_only_parameters_there_are(root):
-    files = [*(root / "notebooks/parameters").glob("*.yaml"), root / "tests/smoke/01_strava_roast.yaml"]
+def test_parameter_files_name_only_parameters_there_are(root, name):
+    files = [*(root / "notebooks/parameters").glob(f"{PREFIXES[name]}_*.yaml"), root / f"tests/smoke/{name}.yaml"]
     assert len(files) >= 3
-    known = parameters(root / "notebooks/01_strava_roast.ipynb").keys()
+    known = parameters(root / f"notebooks/{name}.ipynb").keys()
     for file in files:
         assert yaml.safe_load(file.read_text()).keys() <= known, file.name
 
 
 def test_the_article_file_holds_the_published_settings(root):
-    file = yaml.safe_load((root / "notebooks/parameters/article.yaml").read_text())
+    file = yaml.safe_load((root / "notebooks/parameters/roast_article.yaml").read_text())
     assert {key: file[key] for key in file if key != "output_dir"} == {
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 1,
@@ -99,25 +101,25 @@ def test_the_article_file_holds_the_published_settings(root):
     }
 
 
-@pytest.fixture(scope="module")
-def executed(root, tmp_path_factory):
-    """The roast notebook, executed as a batch job would, from another folder and with no way out of this machine."""
-    folder = tmp_path_factory.mktemp("smoke")
-    overrides = yaml.safe_load((root / "tests/smoke/01_strava_roast.yaml").read_text()) | {
-        "output_dir": str(folder / "out")
-    }
+@pytest.fixture(scope="module", params=NAMES)
+def executed(request, root, tmp_path_factory):
+    """A notebook, executed as a batch job would, from another folder and with no way out of this machine.
+
+    The roast on the real Gemma 3 270M, the complaints on a tiny Qwen3 with random weights and the real tokenizer.
+    """
+    name, folder = request.param, tmp_path_factory.mktemp("smoke")
+    overrides = yaml.safe_load((root / f"tests/smoke/{name}.yaml").read_text()) | {"output_dir": str(folder / "out")}
+    if "model_name" in overrides:
+        overrides["model_name"] = str(qwen3.write(folder / "tiny", qwen3.TINY))
     (folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
     environment = {**os.environ, "PYTHONPATH": str(root / "tests/offline"), "CANARY_KEY": "canary-value"}
     command = [sys.executable, "-m", "papermill", "--kernel", "python3", "--no-progress-bar", "--no-log-output"]
     command += ["--cwd", str(root / "notebooks"), "-f", str(folder / "overrides.yaml")]
-    command += [str(root / "notebooks/01_strava_roast.ipynb"), str(folder / "executed.ipynb")]
+    command += [str(root / f"notebooks/{name}.ipynb"), str(folder / "executed.ipynb")]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
-    return {
-        "notebook": nbformat.read(folder / "executed.ipynb", as_version=4),
-        "out": folder / "out",
-        "overrides": overrides,
-    }
+    notebook = nbformat.read(folder / "executed.ipynb", as_version=4)
+    return {"name": name, "notebook": notebook, "out": folder / "out", "overrides": overrides}
 
 
 def test_the_notebook_runs_and_every_override_reaches_it(executed):
@@ -142,8 +144,11 @@ def test_a_reader_sees_the_mask_the_plots_and_the_tables(executed):
     outputs = [output for cell in executed["notebook"].cells if cell.cell_type == "code" for output in cell.outputs]
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
     tables = [o.data["text/html"] for o in outputs if "text/html" in o.get("data", {})]
-    assert len(pictures) == 2
-    assert any("background:#e6f4ea" in html and "&lt;end_of_turn&gt;" in html for html in tables), "the coloured mask"
+    stop, count = {"01_strava_roast": ("&lt;end_of_turn&gt;", 2), "02_complaint_extraction": ("&lt;|im_end|&gt;", 3)}[
+        executed["name"]
+    ]
+    assert len(pictures) == count
+    assert any("background:#e6f4ea" in html and stop in html for html in tables), "the coloured mask"
     assert any("<th" in html and "tuned" in html and "base" in html for html in tables)
     printed = "".join(o.text for o in outputs if o.output_type == "stream")
     assert "unsloth 2026" in printed and "peak memory" in printed

@@ -1,5 +1,6 @@
 """The repository as a whole: one address, true README, nothing that belongs to one machine."""
 
+import json
 import re
 import subprocess
 import tomllib
@@ -21,9 +22,9 @@ def test_the_address_stands_in_one_place_and_badges_and_setup_cells_equal_it(roo
     address = tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
     owner = address.removeprefix("https://github.com/")
     readme = (root / "README.md").read_text()
-    assert f"https://colab.research.google.com/github/{owner}/blob/main/notebooks/01_strava_roast.ipynb" in readme
     for source in sorted((root / "notebooks").glob("*.py")):
         text = source.read_text()
+        assert f"https://colab.research.google.com/github/{owner}/blob/main/notebooks/{source.stem}.ipynb" in readme
         assert f"colab.research.google.com/github/{owner}/blob/main/notebooks/{source.stem}.ipynb" in text
         assert f"git clone -q --depth 1 {address} " in text
     for path in tracked(root):
@@ -54,24 +55,22 @@ def test_every_command_the_readme_names_is_there(root):
 
 
 def test_numbers_quoted_in_the_readme_are_those_of_the_run_cards(root):
-    """Each row of the results table names its card; its percentages and n stand in that card."""
-    import json
-
-    rows = re.findall(
-        r"^\| .*?\[card\]\((notebooks/run_cards/[\w.]+)\).*$", (root / "README.md").read_text(), re.MULTILINE
-    )
-    assert len(rows) >= 2
+    """Each row of the result tables names its card; its percentages and n stand in that card."""
+    head, checked = [], 0
     for line in (root / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if "model" in cells:
+            head = [cell.lower().replace(" ", "_") for cell in cells]
         if not (found := re.search(r"\[card\]\((notebooks/run_cards/[\w.]+)\)", line)):
             continue
         card = json.loads((root / found[1]).read_text())
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        label = cells[1]
-        assert cells[2] == str(card["data"]["eval"]["rows"])
-        for cell, score in zip(cells[3:7], ("valid_json", "faithful", "original", "capped"), strict=True):
-            value = card["scores"][label][score]
-            assert cell == "{mean:.0f} [{low:.0f}, {high:.0f}]".format(**{k: 100 * v for k, v in value.items()})
-        assert card["date"] in line
+        row = dict(zip(head, cells, strict=True))
+        assert row.pop("n") == str(card["data"]["eval"]["rows"]) and card["date"] in row.pop("")
+        scores, _ = card["scores"][row.pop("model")], row.pop("run")
+        for name, cell in row.items():
+            assert cell == "{mean:.0f} [{low:.0f}, {high:.0f}]".format(**{k: 100 * v for k, v in scores[name].items()})
+            checked += 1
+    assert checked > 20
 
 
 def test_nothing_is_tracked_that_a_run_makes(root):
@@ -81,7 +80,7 @@ def test_nothing_is_tracked_that_a_run_makes(root):
         for n in names
         if re.search(r"(^|/)(\.venv|outputs|__pycache__|unsloth_compiled_cache)/|\.(gguf|safetensors|whl)$", n)
     ] == []
-    assert [path.name for path in tracked(root) if path.stat().st_size > 2_000_000] == []
+    assert [path.name for path in tracked(root) if path.stat().st_size > 8_000_000] == []
 
 
 def test_no_path_of_one_machine(root):

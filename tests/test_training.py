@@ -101,8 +101,8 @@ def test_the_label_check_refuses_each_fault(loaded, dataset, fault):
 def test_padding_that_ends_answers_is_refused(loaded, dataset, monkeypatch):
     model, tokenizer = loaded
     rows = tokenize(dataset, model, tokenizer)
-    monkeypatch.setattr(model.generation_config, "eos_token_id", [1, 106, 0])
-    with pytest.raises(ValueError, match="padding token"):
+    monkeypatch.setattr(tokenizer, "pad_token", "<end_of_turn>")
+    with pytest.raises(ValueError, match="row 0: the answer ends with the padding token"):
         check_labels(rows, dataset, model, tokenizer)
 
 

@@ -1,20 +1,24 @@
 """Pocket-sized models, tuned on your own data. Heavy libraries load only when a verb that needs them is called."""
 
 from pockettune.environment import precision, preflight
-from pockettune.evaluation import compare, evaluate, score_completions, write_run_card
+from pockettune.evaluation import compare, compare_by, evaluate, score_completions, write_run_card
 from pockettune.generation import generate, render
-from pockettune.inspection import plot_loss, plot_scores, show_answers, show_example, show_memory
+from pockettune.inspection import plot_by, plot_loss, plot_scores, show_answers, show_example, show_memory
 from pockettune.models import load_model, save_model
 from pockettune.rows import load_rows, save_rows, split_rows, to_dataset
+from pockettune.teacher import label_rows
 from pockettune.training import make_trainer
 
 __all__ = [
     "compare",
+    "compare_by",
     "evaluate",
     "generate",
+    "label_rows",
     "load_model",
     "load_rows",
     "make_trainer",
+    "plot_by",
     "plot_loss",
     "plot_scores",
     "precision",

@@ -150,6 +150,7 @@ def prepare_unsloth() -> None:
     """
     warnings.filterwarnings("ignore", message="IProgress not found")  # progress bars in text are good enough
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names GPU kernels that a CPU does not need
+    logging.getLogger("unsloth.save").setLevel(logging.ERROR)  # it names the folder it writes to
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
     if "UNSLOTH_COMPILE_LOCATION" not in os.environ:

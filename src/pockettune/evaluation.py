@@ -22,12 +22,16 @@ class Result(TypedDict):
 
 
 def evaluate(
-    model, tokenizer, rows: list[dict], task: ModuleType, *, known: tuple[str, ...] = (), **generation
+    model, tokenizer, rows: list[dict], task: ModuleType, *, grammar=None, known: tuple[str, ...] = (), **generation
 ) -> list[Result]:
-    """Answer rows with a model and score the answers; `known` are training answers, `generation` goes to `generate`."""
+    """Answer rows with a model and score the answers.
+
+    `grammar(row)` gives the grammar an answer is held to, `known` are training answers, `generation` goes to `generate`.
+    """
     with phase("evaluate"):
         prompts = [task.to_example(row)["prompt"] for row in rows]
-        answers = complete(model, tokenizer, prompts, **generation)
+        grammars = grammar and [grammar(row) for row in rows]
+        answers = complete(model, tokenizer, prompts, grammar=grammars, **generation)
         return score_completions(*zip(*answers, strict=True), rows, task, known=known)
 
 
@@ -75,6 +79,19 @@ def compare(before: list[Result], after: list[Result], **others: list[Result]):
     return frame
 
 
+def compare_by(key: str, score: str, **results: list[Result]):
+    """Return a DataFrame of one score's mean in percent for each value of a row's `key`, with n, a column for each results."""
+    import pandas as pd
+
+    table: dict[str, dict] = {"n": {}}
+    for label, rs in results.items():
+        for value in sorted({r["row"][key] for r in rs}):
+            scores = [r["scores"][score] for r in rs if r["row"][key] == value]
+            table["n"][value] = len(scores)
+            table.setdefault(label, {})[value] = round(100 * sum(scores) / len(scores), 1)
+    return pd.DataFrame(table)
+
+
 def peak_memory() -> float:
     """Peak memory of this process in GB: the GPU's where there is one, else the resident size."""
     import torch
@@ -95,8 +112,12 @@ def write_run_card(
     model_name: str,
     train_rows: list[dict],
     results: dict[str, list[Result]],
+    by: str | None = None,
 ) -> Path:
-    """Write what ran and what came of it as JSON, whole or not at all; no rows, texts, paths or keys are in it."""
+    """Write what ran and what came of it as JSON, whole or not at all; no rows, texts, paths or keys are in it.
+
+    With `by`, a key of the rows, the mean scores are also given for each of its values.
+    """
     args, model = trainer.args, trainer.model
     held_out = next(iter(results.values()))
     settings = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "per_device_train_batch_size")
@@ -123,21 +144,38 @@ def write_run_card(
         "final_loss": next((log["loss"] for log in reversed(trainer.state.log_history) if "loss" in log), None),
         "seconds": {name: round(seconds, 1) for name, seconds in PHASES.items()},
         "peak_memory_gb": round(peak_memory(), 2),
-        "scores": {
-            label: {
-                name: dict(
-                    zip(
-                        ("mean", "low", "high"),
-                        (round(v, 4) for v in intervals([r["scores"][name] for r in rs])),
-                        strict=True,
-                    )
-                )
-                for name in rs[0]["scores"]
-            }
-            for label, rs in results.items()
-        },
+        "scores": {label: _scores(rs) for label, rs in results.items()},
     }
+    if by:
+        groups = {
+            value: [i for i, r in enumerate(held_out) if r["row"][by] == value]
+            for value in {r["row"][by] for r in held_out}
+        }
+        card[f"means by {by}"] = {
+            value: {"n": len(members)}
+            | {
+                label: {
+                    name: round(sum(rs[i]["scores"][name] for i in members) / len(members), 4)
+                    for name in rs[0]["scores"]
+                }
+                for label, rs in results.items()
+            }
+            for value, members in sorted(groups.items())
+        }
     return write_text(path, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+
+
+def _scores(results: list[Result]) -> dict[str, dict[str, float]]:
+    """Mean and interval of each score."""
+    return {
+        name: {
+            part: round(value, 4)
+            for part, value in zip(
+                ("mean", "low", "high"), intervals([r["scores"][name] for r in results]), strict=True
+            )
+        }
+        for name in results[0]["scores"]
+    }
 
 
 def _lora(model) -> dict | None:
@@ -162,8 +200,10 @@ def show_report(folder: str | Path, answers: int = 3) -> None:
     print(
         f"\n{card['model']} on {card['device']}, {card['steps']} steps, n = {card['data']['eval']['rows']}, 95 % intervals"
     )
+    labels = list(card["scores"])
+    print(f"  {'':12}" + "".join(f"{label:>22}" for label in labels))
     for name in card["scores"]["tuned"]:
-        cells = [card["scores"][label][name] for label in ("base", "tuned")]
-        base, tuned = (f"{100 * c['mean']:5.1f} % [{100 * c['low']:.0f}, {100 * c['high']:.0f}]" for c in cells)
-        print(f"  {name:12} base {base:20} tuned {tuned}")
+        cells = [card["scores"][label][name] for label in labels]
+        shown = (f"{100 * c['mean']:.1f} % [{100 * c['low']:.0f}, {100 * c['high']:.0f}]" for c in cells)
+        print(f"  {name:12}" + "".join(f"{cell:>22}" for cell in shown))
     print("\nnotebook:", *folder.glob("*.ipynb"), "\nrun card:", folder / "run_card.json")

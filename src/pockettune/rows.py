@@ -1,40 +1,84 @@
-"""Rows: JSON Lines in and out, seeded splits that keep related rows together, rows to a Dataset."""
+"""Rows: JSON Lines in and out, CSV in, seeded splits that keep related rows together, rows to a Dataset."""
 
+import contextlib
+import csv
+import io
 import json
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 
-def load_rows(path: str | Path, limit: int = -1) -> list[dict]:
-    """Read a JSON Lines file, the first `limit` rows of it (all by default).
+def load_rows(path: str | Path, limit: int = -1, read: Callable[[dict], dict] | None = None) -> list[dict]:
+    """Read a .jsonl, .json or .csv file, the first `limit` rows of it (all by default), each through `read` if given.
 
-    Raises FileNotFoundError, or ValueError naming the line that is not a JSON object; it never quotes the line.
+    Raises FileNotFoundError, or ValueError naming the line (of .json the row) that is wrong; it never quotes a row.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path.name} in {path.parent.resolve().name}/: give the path of a .jsonl file")
+    suffix = path.suffix.lower()
+    if suffix not in (records := {".jsonl": _json_lines, ".json": _json_array, ".csv": _table}):
+        raise ValueError(f"{path.name} is none of {', '.join(records)}")
     rows = []
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if len(rows) == limit:
-                break
-            if not line.strip():
-                continue
+    for number, row in records[suffix](path):
+        if len(rows) == limit:
+            break
+        if not isinstance(row, dict):
+            raise ValueError(f"{path.name}, line {number}: expected a JSON object, found {type(row).__name__}")
+        try:
+            rows.append(read(row) if read else row)
+        except ValueError as error:
+            raise ValueError(f"{path.name}, line {number}: {error}") from None
+    if not rows and limit != 0:
+        raise ValueError(f"{path.name} holds no rows")
+    return rows
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
+    for number, line in enumerate(io.StringIO(_text(path)), 1):
+        if line.strip():
             try:
-                row = json.loads(line)
+                yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{path.name}, line {number}: not JSON ({error.msg} at column {error.colno})"
                 ) from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path.name}, line {number}: expected a JSON object, found {type(row).__name__}")
-            rows.append(row)
-    if not rows and limit != 0:
-        raise ValueError(f"{path.name} holds no rows: expected one JSON object a line")
-    return rows
+
+
+def _json_array(path: Path) -> Iterator[tuple[int, object]]:
+    try:
+        rows = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name}, line {error.lineno}: not JSON ({error.msg})") from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{path.name}: expected an array of objects, found {type(rows).__name__}")
+    yield from enumerate(rows, 1)
+
+
+def _table(path: Path) -> Iterator[tuple[int, dict]]:
+    """The rows of a CSV file with a header."""
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row:
+                raise ValueError(
+                    f"{path.name}, line {reader.line_num}: more cells than columns; quote texts with commas"
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{path.name}, line {reader.line_num}: {error}") from None
+
+
+def _text(path: Path) -> str:
+    """A file's text, in UTF-8 or, as Chinese spreadsheets write it, in GB18030."""
+    content = path.read_bytes()
+    for encoding in ("utf-8-sig", "gb18030"):
+        with contextlib.suppress(UnicodeDecodeError):
+            return content.decode(encoding)
+    raise ValueError(f"{path.name} is neither UTF-8 nor GB18030: save it as UTF-8")
 
 
 def save_rows(path: str | Path, rows: Iterable[dict]) -> Path:

@@ -3,6 +3,7 @@
 import math
 import time
 
+from pockettune import tracking
 from pockettune.environment import PHASES, device_precision, phase
 from pockettune.generation import render, stop_ids
 
@@ -12,6 +13,7 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
 
     `sft_config` goes to TRL's SFTConfig, over these defaults: 8-bit AdamW (on a CPU Unsloth puts torch's own
     AdamW in its place), the precision `environment.precision` chooses, no gradient checkpointing, seed 3407.
+    `report_to` names a tracker ("none", "swanlab", "trackio", "wandb" or "tensorboard"), which cannot fail the run.
     Raises ValueError for rows longer than the model's max_seq_length, a number of <bos> that is not the model's, or
     labels that are not exactly the answer and its stop token; training stops with RuntimeError on a loss or gradient that is not a number.
     """
@@ -41,12 +43,16 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
     }
     with phase("tokenize"):
         tokenized = tokenize(train_dataset, model, tokenizer)
+    settings |= sft_config
+    if settings["bf16"] and not flags.bf16 and model.device.type == "cuda":
+        raise ValueError(f"bf16=True, but {flags.reason}: leave fp16 and bf16 to make_trainer")
+    trackers = tracking.callbacks(settings.pop("report_to"), output_dir)
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
         train_dataset=tokenized,
-        args=SFTConfig(output_dir=output_dir, **{**settings, **sft_config}),
-        callbacks=[_watch()],
+        args=SFTConfig(output_dir=output_dir, report_to="none", **settings),
+        callbacks=[_watch(), *trackers],
     )
     check_labels(trainer.train_dataset, train_dataset, model, tokenizer)
     return trainer
@@ -89,8 +95,6 @@ def check_labels(tokenized, examples, model, tokenizer) -> None:
     """Raise ValueError unless every row's labels decode to its answer and one stop token, with one <bos> where the model has it."""
     stops = stop_ids(model)
     beginnings = int(model.config.model_type.startswith("gemma"))  # Qwen has none
-    if tokenizer.pad_token_id in stops:
-        raise ValueError(f"the padding token {tokenizer.pad_token!r} also ends answers: the end would never be learned")
     for i, (row, example) in enumerate(zip(tokenized, examples, strict=True)):
         labels = [token for token in row["labels"] if token != -100]
         answer = example["completion"][0]["content"].strip()
@@ -98,12 +102,17 @@ def check_labels(tokenized, examples, model, tokenizer) -> None:
             raise ValueError(
                 f"row {i}: the labels do not end with a stop token ({tokenizer.decode(stops)}): answers would not end"
             )
+        if labels[-1] == tokenizer.pad_token_id:
+            raise ValueError(f"row {i}: the answer ends with the padding token {tokenizer.pad_token!r}: choose another")
         if tokenizer.decode(labels[:-1]) != answer:
             raise ValueError(f"row {i}: the labels are not the answer and its stop token alone")
         if row["input_ids"][-len(labels) :] != labels:
             raise ValueError(f"row {i}: the labels are not the last tokens of the row")
         if (found := row["input_ids"].count(tokenizer.bos_token_id)) != beginnings:
             raise ValueError(f"row {i}: {found} beginning-of-text tokens, expected {beginnings}")
+        prompt = tokenizer(render(tokenizer, example["prompt"]), add_special_tokens=False)["input_ids"]
+        if row["input_ids"][: -len(labels)] != prompt:
+            raise ValueError(f"row {i}: the prompt is not the one `generate` will send (the template, thinking off)")
 
 
 def _watch():

@@ -4,7 +4,10 @@ A task module has
 - `SYSTEM: str`, what the model is told;
 - `to_example(row) -> {"prompt": [messages], "completion": [messages]}`, the completion where the row has an output;
 - `score(completion, row, *, capped=False, known=()) -> dict[str, float]`: named numbers from 0 to 1, higher is
-  better, and `capped`, 1 where the token limit cut the answer off. `known` are the training answers.
+  better, and `capped`, 1 where the token limit cut the answer off. `known` are the training answers;
+- where its answers have one, `grammar(row) -> str`: llguidance's Lark, for `generate` and `evaluate`;
+- where a teacher can label its rows, `TEACHER: str` (the teacher's instruction), `SCHEMA: dict` (JSON Schema of an
+  answer) and `objection(completion, row) -> str`: why an answer cannot be a label, or "".
 
 It imports the standard library only, so that it is tested in milliseconds.
 """

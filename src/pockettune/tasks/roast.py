@@ -21,6 +21,21 @@ SYSTEM = (
     'Answer in one line of JSON: {"summary": "what happened", "reflection": "the verdict"}'
 )
 
+TEACHER = """You write verdicts on runs for a runner who asked for it: dry, laconic, rude about the run.
+Never about the runner's body, weight, age, health, sex or identity, and nothing cruel about the person.
+You are given a run, the runs before it and how they compare. Answer with one JSON object of exactly two strings:
+"summary": one sentence that states what happened, with figures or comparisons copied from the lines given. Compute
+nothing yourself: no other number, no other comparison.
+"reflection": one sentence, the verdict, without any figure and without any claim about pace, distance or time: a
+comparison with something else in life (a shop, an institution, an animal, a meeting) that is funny because it fits.
+No two verdicts alike; no exclamation marks; English."""
+SCHEMA = {
+    "type": "object",
+    "properties": {"summary": {"type": "string"}, "reflection": {"type": "string"}},
+    "required": ["summary", "reflection"],
+    "additionalProperties": False,
+}
+
 
 def to_example(row: dict) -> dict:
     """Turn a row into a prompt, with the comparisons computed, and its completion (where the row has an output)."""
@@ -119,6 +134,23 @@ def score(completion: str, row: dict, *, capped: bool = False, known: tuple[str,
         "original": float(schema and not any(2 * len(shingles & _shingles(k)) >= len(shingles) > 0 for k in known)),
         "capped": float(capped),
     }
+
+
+def objection(completion: str, row: dict) -> str:
+    """Say why a teacher's answer cannot be a label, or nothing; it quotes the answer only.
+
+    >>> run = {"date": "2024-01-07", "activity": "Run", "distance_km": 3.08, "pace": "5:54/km",
+    ...        "elevation_gain_m": 4, "recent_runs": []}
+    >>> objection('{"summary": "4 km.", "reflection": "Noted."}', {"input": run})
+    'these do not follow from the run: 4 km'
+    """
+    scores = score(completion, row)
+    if not scores["schema"]:
+        return 'it is not one JSON object of two strings, "summary" and "reflection"'
+    if not scores["faithful"]:
+        wrong = [found for text in json.loads(completion).values() for found in unsupported(text, row["input"])]
+        return f"these do not follow from the run: {', '.join(wrong)}"
+    return ""
 
 
 @lru_cache(maxsize=4096)
