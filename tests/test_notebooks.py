@@ -13,6 +13,7 @@ import papermill
 import pytest
 import qwen3
 import yaml
+from endpoint import Server
 
 HEADINGS = [
     "Setup",
@@ -105,14 +106,16 @@ def test_the_article_file_holds_the_published_settings(root):
 def executed(request, root, tmp_path_factory):
     """A notebook, executed as a batch job would, from another folder and with no way out of this machine.
 
-    The roast on the real Gemma 3 270M, the complaints on a tiny Qwen3 with random weights and the real tokenizer.
+    The roast on the real Gemma 3 270M, with a teacher on loopback; the complaints on a tiny Qwen3 with random weights and the real tokenizer.
     """
     name, folder = request.param, tmp_path_factory.mktemp("smoke")
     overrides = yaml.safe_load((root / f"tests/smoke/{name}.yaml").read_text()) | {"output_dir": str(folder / "out")}
     if "model_name" in overrides:
         overrides["model_name"] = str(qwen3.write(folder / "tiny", qwen3.TINY))
+    if "teacher_model" in overrides:
+        overrides["teacher_base_url"] = Server().url
     (folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
-    environment = {**os.environ, "PYTHONPATH": str(root / "tests/offline"), "CANARY_KEY": "canary-value"}
+    environment = {**os.environ, "PYTHONPATH": str(root / "tests/offline"), "TEACHER_API_KEY": "canary-value"}
     command = [sys.executable, "-m", "papermill", "--kernel", "python3", "--no-progress-bar", "--no-log-output"]
     command += ["--cwd", str(root / "notebooks"), "-f", str(folder / "overrides.yaml")]
     command += [str(root / f"notebooks/{name}.ipynb"), str(folder / "executed.ipynb")]
@@ -130,7 +133,10 @@ def test_the_notebook_runs_and_every_override_reaches_it(executed):
         assert f"{key} = {json.dumps(value)}" in cells[0]
     card = json.loads((executed["out"] / "run_card.json").read_text())
     assert card["steps"] == executed["overrides"]["max_steps"]
-    assert card["data"]["train"]["rows"] == executed["overrides"]["train_rows"]
+    labels = executed["out"] / "labels.jsonl"  # of the teacher, on the runs of the export
+    own = len(labels.read_text().splitlines()) if labels.exists() else 0
+    assert (own > 5) == ("teacher_model" in executed["overrides"])
+    assert card["data"]["train"]["rows"] == executed["overrides"]["train_rows"] + own
     assert card["data"]["eval"]["rows"] == executed["overrides"]["eval_rows"]
     assert card["settings"]["per_device_train_batch_size"] == executed["overrides"]["per_device_train_batch_size"]
 

@@ -98,12 +98,15 @@ def test_the_label_check_refuses_each_fault(loaded, dataset, fault):
         check_labels(rows, dataset, model, tokenizer)
 
 
-def test_padding_that_ends_answers_is_refused(loaded, dataset, monkeypatch):
+def test_padding_that_ends_answers_is_refused(loaded, dataset):
     model, tokenizer = loaded
-    rows = tokenize(dataset, model, tokenizer)
-    monkeypatch.setattr(tokenizer, "pad_token", "<end_of_turn>")
-    with pytest.raises(ValueError, match="row 0: the answer ends with the padding token"):
-        check_labels(rows, dataset, model, tokenizer)
+    rows, pad = tokenize(dataset, model, tokenizer), tokenizer.pad_token
+    tokenizer.pad_token = "<end_of_turn>"
+    try:
+        with pytest.raises(ValueError, match="row 0: the answer ends with the padding token"):
+            check_labels(rows, dataset, model, tokenizer)
+    finally:
+        tokenizer.pad_token = pad
 
 
 def test_rows_that_are_too_long_are_counted_and_never_cut(loaded):

@@ -44,7 +44,7 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
     with phase("tokenize"):
         tokenized = tokenize(train_dataset, model, tokenizer)
     settings |= sft_config
-    if settings["bf16"] and not flags.bf16 and model.device.type == "cuda":
+    if settings["bf16"] and not flags.bf16:
         raise ValueError(f"bf16=True, but {flags.reason}: leave fp16 and bf16 to make_trainer")
     trackers = tracking.callbacks(settings.pop("report_to"), output_dir)
     trainer = SFTTrainer(
