@@ -116,7 +116,7 @@ rows[min(40, len(rows) - 1)]
 # With `teacher_model` set, a large model writes verdicts on your own runs, and they are added to the rows to learn from.
 # It is sent weekday, month, kind, distance, pace, climbing and how they compare, and nothing else of your export. The cell prints the
 # cost first, asks for the key (or takes `TEACHER_API_KEY` from the environment or Colab's secrets), checks each verdict
-# as the tuned model's will be, and keeps every one: interrupted and run again, it goes on and pays for none twice.
+# as the tuned model's will be, and keeps every one: interrupted and run again, it goes on where it was.
 
 # %%
 if teacher_model:

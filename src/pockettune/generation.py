@@ -126,7 +126,8 @@ def _hold(model, tokenizer, grammars: list[str]):
         def __call__(self, input_ids, scores):
             if self.started:
                 last = input_ids[:, -1].tolist()
-                consume_token_par(threads, [(m, last[i]) for m, i in self.live])
+                if not all(consume_token_par(threads, [(m, last[i]) for m, i in self.live])):
+                    raise RuntimeError("a token was drawn that its grammar does not allow: logits of NaN, perhaps")
                 for matcher, i in self.live:
                     if matcher.is_stopped():  # the answer is whole: nothing but its end may follow
                         masks[i] = end

@@ -82,7 +82,7 @@ def label_rows(
 
 
 def _run(todo, teacher, out, side, done, concurrency, max_failure_share, price) -> None:
-    from tqdm.auto import tqdm
+    from tqdm import tqdm  # the one in text: without ipywidgets the other warns, with a path of the machine
 
     writing, kept = threading.Lock(), len(done)
 
