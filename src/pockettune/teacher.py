@@ -53,8 +53,8 @@ def label_rows(
 
     Each label is a line of `out`, appended when it comes: started again, a run asks for what is missing and pays for
     nothing twice, but for the calls that were under way when it was killed. A label counts if the answer is whole and
-    the task has no objection to it, after one repair at most; what failed is in `<out>.failed.jsonl`, with the reason. The key is read from TEACHER_API_KEY, Colab's secrets, or
-    asked for. `dry_run` prints calls, tokens and cost, and sends nothing.
+    the task has no objection to it, after one repair at most; what failed is in `<out>.failed.jsonl`, with the reason. The key
+    is read from TEACHER_API_KEY, Colab's secrets, or asked for. `dry_run` prints calls, tokens and cost, and sends nothing.
 
     Raises Stop (run again to go on) when a daily quota ends, when the endpoint refuses the key or the model, or when
     more than `max_failure_share` of at least ten answers failed; RuntimeError when another process writes the file.

@@ -9,6 +9,8 @@ import re
 from collections import Counter
 from itertools import pairwise
 
+from pockettune.tasks import parse
+
 FIELDS = ("name", "address", "email", "question")
 # The instruction of the article that began this: "extract name, address, email and question from the text, as JSON".
 SYSTEM = (
@@ -96,14 +98,6 @@ def score(completion: str, row: dict, *, capped: bool = False, known: tuple[str,
         "question_f1": _f1(found["question"] or "", truth["question"] or "") if schema else 0.0,
         "capped": float(capped),
     }
-
-
-def parse(completion: str) -> tuple[object, bool]:
-    """Read an answer: what it holds, None for an object that names a field twice, and whether it is JSON at all."""
-    try:
-        return json.loads(completion, object_pairs_hook=lambda p: dict(p) if len(dict(p)) == len(p) else None), True
-    except (ValueError, RecursionError):
-        return None, False
 
 
 def by_rules(row: dict) -> str:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from math import log
 from statistics import mean
 
+from pockettune.tasks import parse
 from pockettune.tasks.claims import seconds_per_km, unsupported
 
 SYSTEM = (
@@ -114,12 +115,7 @@ def score(completion: str, row: dict, *, capped: bool = False, known: tuple[str,
     `schema` asks for exactly two non-empty strings, `faithful` that nothing in them is `unsupported`, `original`
     that they share less than half of their 5-word runs with any one of the `known` training answers.
     """
-    try:
-        # An object that names a field twice is no answer: only one of the two would be checked.
-        answer = json.loads(completion, object_pairs_hook=lambda p: dict(p) if len(dict(p)) == len(p) else None)
-        valid = True
-    except (ValueError, RecursionError):
-        answer, valid = None, False
+    answer, valid = parse(completion)
     texts = list(answer.values()) if isinstance(answer, dict) else []
     schema = (
         isinstance(answer, dict)
