@@ -14,8 +14,9 @@ from pockettune.tasks import complaints
 
 SHARED = {"warmup_steps": 10, "weight_decay": 0.01, "lr_scheduler_type": "linear", "disable_tqdm": True}
 SETTINGS = {  # LoRA rank (0: all weights), alpha, then the trainer's
-    "r64 5e-4 x2": (64, 64, {"learning_rate": 5e-4, "num_train_epochs": 2, "per_device_train_batch_size": 16}),
-    "r64 5e-4 x3": (64, 64, {"learning_rate": 5e-4, "num_train_epochs": 3, "per_device_train_batch_size": 16}),
+    "r64 5e-4 x2": (64, 64, {"learning_rate": 5e-4, "num_train_epochs": 2, "per_device_train_batch_size": 32}),
+    "r64 5e-4 x3": (64, 64, {"learning_rate": 5e-4, "num_train_epochs": 3, "per_device_train_batch_size": 32}),
+    "r128 5e-4 x3": (128, 128, {"learning_rate": 5e-4, "num_train_epochs": 3, "per_device_train_batch_size": 32}),
     "full 1e-4 x3": (0, 0, {"learning_rate": 1e-4, "num_train_epochs": 3, "per_device_train_batch_size": 16}),
     "r8 a32 5e-4 x2": (8, 32, {"learning_rate": 5e-4, "num_train_epochs": 2, "per_device_train_batch_size": 16}),
 }

@@ -12,8 +12,10 @@ from pockettune.environment import PHASES
 from pockettune.tasks import roast
 
 SHARED = {"per_device_train_batch_size": 8, "warmup_steps": 5, "weight_decay": 0.01, "lr_scheduler_type": "linear"}
+PLAIN = 392  # the first training rows, the plainly worded ones
 SETTINGS = {  # LoRA rank (0: all weights), alpha, then the trainer's
     "r64 5e-4 x3": (64, 64, {"learning_rate": 5e-4, "num_train_epochs": 3}),
+    "plain, r64 5e-4 x4": (64, 64, {"learning_rate": 5e-4, "num_train_epochs": 4}),
     "full 5e-5 x3": (0, 0, {"learning_rate": 5e-5, "num_train_epochs": 3}),
     "r16 5e-4 x5": (16, 16, {"learning_rate": 5e-4, "num_train_epochs": 5}),
     "r128 2e-4 x5": (128, 128, {"learning_rate": 2e-4, "num_train_epochs": 5}),
@@ -47,7 +49,7 @@ def main(names):
         model, tokenizer = pt.load_model(max_seq_length=512, lora_r=rank, lora_alpha=alpha)
         if name == (names or list(SETTINGS))[0]:
             print(json.dumps({"name": "base", "loss": round(held_out_loss(model, tokenizer, held_out), 3)}), flush=True)
-        examples = pt.to_dataset(train, roast.to_example)
+        examples = pt.to_dataset(train[: PLAIN if name.startswith("plain") else None], roast.to_example)
         trainer = pt.make_trainer(model, tokenizer, examples, output_dir="outputs/settings", **SHARED, **settings)
         trainer.args.disable_tqdm = True
         trainer.train()

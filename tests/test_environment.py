@@ -34,3 +34,20 @@ def test_a_mocked_t4_trains_gemma_in_float32_whatever_torch_says_of_bf16(monkeyp
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *a, **k: True)
     assert environment.device_precision("gemma3_text")[:2] == (False, False)
     assert environment.device_precision("qwen3")[:2] == (True, False)
+
+
+def test_a_cpu_trains_in_the_precision_it_multiplies_faster(monkeypatch):
+    import timeit
+
+    import torch
+
+    seconds = iter([2.0, 1.0] * 6 + [1.0, 0.9] * 6)  # float32 and bfloat16 on one CPU, then on another
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(timeit, "timeit", lambda *a, **k: next(seconds))
+    found = []
+    for _ in range(2):
+        environment.bf16_pays.cache_clear()
+        found.append(environment.device_precision("qwen3").bf16)
+    environment.bf16_pays.cache_clear()
+    assert found == [True, False]

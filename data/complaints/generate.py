@@ -17,6 +17,7 @@ LONGEST = 420  # characters of a text
 SHORT = 110  # rows no longer than that come first, for short runs on a CPU
 KINDS = """labelled prose signature chat transcript ticket mixed_language several_people several_emails correction
 traditional full_width typos mash line_breaks pasted_numbers injection missing rare_names""".split()
+ODD = ("line_breaks", "full_width", "traditional", "transcript", "typos")  # written complaints that fit no other frame
 FRAMED = 4000  # rows put together from the bank
 ROLES = ["客服", "物业经理", "快递员", "店长", "前台", "司机", "业务员", "窗口的", "班主任", "房东", "技术员", "保安队长"]
 FAMILY = ["我老公", "我老婆", "我妈", "我爸", "我儿子", "我女儿", "邻居", "同事", "室友", "我姐", "我朋友", "楼上住户"]
@@ -272,7 +273,6 @@ class Complaints:
             text = text.rstrip("。！？!?…~～") or text
         return text
 
-
     def short(self, pattern: str) -> str:
         """A short clause out of some complaint, or none."""
         found = re.findall(pattern, self.w.r.choice(self.bank))
@@ -306,8 +306,8 @@ def framed(w: Writer, kind: str, question: str) -> tuple[str, dict]:
             row["email"] = row["email"].replace("@", "＠")
     if kind == "traditional":
         row = {field: traditional(value) for field, value in row.items()}
-    if "missing" in noises:
-        for field in r.sample(FIELDS, r.choice([1, 1, 2, 2, 3])):
+    if "missing" in noises or w.chance(0.08):
+        for field in r.choice([FIELDS[:3], *(r.sample(FIELDS, n) for n in (1, 1, 2, 2, 3))]):
             if field != "question" or w.chance(0.35):
                 row[field] = None
     frame = r.choice({"labelled": [form], "prose": [prose], "signature": [signature, mail], "chat": [chat], "transcript": [transcript], "ticket": [ticket], "mixed_language": [english]}.get(kind, [form, bare, bare, prose, prose, prose, signature, chat, transcript, ticket, english, mail, listed]))
@@ -505,7 +505,7 @@ def peopled(w: Writer, row: dict, complaints: Complaints) -> tuple[str, dict]:
     """A written row with other people in it and, in half of them, another complaint, as far as that is plain to do."""
     text, values = row["text"], {}
     fresh = {"name": w.name("plain") if w.chance(0.8) else w.name(), "address": w.address(), "email": w.email()}
-    if row["noise"] not in ("line_breaks", "full_width", "traditional", "transcript", "typos") and w.chance(0.5):
+    if row["noise"] not in ODD and w.chance(0.5):
         fresh["question"] = complaints.draw()
     spans = []
     for field in FIELDS:
@@ -531,8 +531,9 @@ def peopled(w: Writer, row: dict, complaints: Complaints) -> tuple[str, dict]:
 
 def rows() -> list[dict]:
     """All training rows, the same at each call."""
-    bank = [row["question"] for row in load_rows(HERE / "bank.jsonl")]
     written = load_rows(HERE / "written.jsonl")
+    plain = [row for row in written if row["question"] and row["noise"] not in ODD]
+    bank = [row["question"] for row in load_rows(HERE / "bank.jsonl") + plain]
     w, made, seen = Writer(3407), [], set()
     complaints = Complaints(w, bank)
     texts = [(row["text"], row) for row in written]

@@ -9,8 +9,10 @@ import shutil
 import sys
 import tempfile
 import time
+import timeit
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
@@ -62,7 +64,7 @@ class Environment(NamedTuple):
 
 
 def precision(model_type: str, capability: tuple[int, int] | None, cpu_bf16: bool = False) -> Precision:
-    """Choose fp16 and bf16 for a model type on a CUDA compute capability (None: CPU).
+    """Choose fp16 and bf16 for a model type on a CUDA compute capability (None: a CPU; `cpu_bf16`: bfloat16 is faster on it).
 
     Decided here because importing Unsloth changes what torch says of bf16. Gemma 3's activations reach about
     800,000, beyond fp16's 65,504, so before Ampere it trains in float32.
@@ -72,8 +74,8 @@ def precision(model_type: str, capability: tuple[int, int] | None, cpu_bf16: boo
     """
     if capability is None:
         if cpu_bf16:
-            return Precision(False, True, "this CPU multiplies bfloat16 natively")
-        return Precision(False, False, "float32: this CPU has no native bfloat16")
+            return Precision(False, True, "this CPU multiplies bfloat16 faster than float32")
+        return Precision(False, False, "float32: this CPU gains nothing from bfloat16")
     if capability >= (8, 0):
         return Precision(False, True, f"compute capability {capability[0]}.{capability[1]} has bfloat16")
     if model_type.startswith("gemma3"):
@@ -87,8 +89,23 @@ def device_precision(model_type: str) -> Precision:
 
     if torch.cuda.is_available():
         return precision(model_type, torch.cuda.get_device_capability())
-    cpu = torch.cpu.get_capabilities()
-    return precision(model_type, None, any(cpu.get(key) for key in ("amx_bf16", "avx512_bf16", "bf16")))
+    return precision(model_type, None, bf16_pays())
+
+
+@cache
+def bf16_pays() -> bool:
+    """Multiply a layer's worth of matrices in both precisions, 0.1 seconds or so, and see.
+
+    What a CPU says of itself does not tell: without AMX a Xeon with AVX512-BF16 takes twice as long in bfloat16.
+    """
+    import torch
+
+    if not any(torch.cpu.get_capabilities().get(key) for key in ("amx_bf16", "avx512_bf16", "bf16")):
+        return False
+    pairs = [(torch.ones(512, 640, dtype=d), torch.ones(640, 2048, dtype=d)) for d in (torch.float32, torch.bfloat16)]
+    seconds = [[timeit.timeit(lambda a=a, b=b: a @ b, number=1) for a, b in pairs] for _ in range(6)]
+    full, half = (min(times) for times in zip(*seconds, strict=True))
+    return half * 1.2 < full
 
 
 def preflight(allow_cpu: bool = True, model_type: str = "gemma3_text") -> Environment:
@@ -153,6 +170,7 @@ def prepare_unsloth() -> None:
     logging.getLogger("unsloth.save").setLevel(logging.ERROR)  # it names the folder it writes to
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
+    os.environ.setdefault("UNSLOTH_CPU_CE_CHUNK_ELEMENTS", str(64 << 20))  # 256 MB of logits at once on a CPU, not 64
     if "UNSLOTH_COMPILE_LOCATION" not in os.environ:
         folder = tempfile.mkdtemp(prefix="unsloth-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -21,6 +21,8 @@ def load_model(model_name: str = embedded.NAME, max_seq_length: int = 1024, lora
     wrote, which load as they were. `lora` goes to Unsloth's get_peft_model; `lora_r=0` tunes all weights instead.
     Raises RuntimeError at once when the hub cannot be reached.
     """
+    import torch
+
     environment.prepare_unsloth()
     path = _locate(model_name)
     with environment.phase("import"):
@@ -28,6 +30,8 @@ def load_model(model_name: str = embedded.NAME, max_seq_length: int = 1024, lora
 
         _complete_cpu_backend()
     options = {"max_seq_length": max_seq_length, "load_in_4bit": False, "use_gradient_checkpointing": False}
+    if not torch.cuda.is_available() and not environment.bf16_pays():
+        options["dtype"] = torch.float32
     with environment.phase("load"):
         if (Path(path) / "adapter_config.json").is_file():
             # Unsloth prints where the base model lies, which may hold a user's name.

@@ -13,6 +13,9 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
 
     `sft_config` goes to TRL's SFTConfig, over these defaults: 8-bit AdamW (on a CPU Unsloth puts torch's own
     AdamW in its place), the precision `environment.precision` chooses, no gradient checkpointing, seed 3407.
+    On one GPU with bfloat16 the steps of Gemma 3 and Qwen3 are CUDA graphs over padded rows, several times faster than
+    Unsloth's own on models this small, but without TRL's token accuracy and entropy in the log; `cuda_graphs=False`,
+    and settings that need the usual steps (packing, gradient checkpointing …), leave them out.
     `report_to` names a tracker ("none", "swanlab", "trackio", "wandb" or "tensorboard"), which cannot fail the run.
     Raises ValueError for rows longer than the model's max_seq_length, a number of <bos> that is not the model's, or
     labels that are not exactly the answer and its stop token; training stops with RuntimeError on a loss or gradient that is not a number.
@@ -46,6 +49,15 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
     settings |= sft_config
     if settings["bf16"] and not flags.bf16:
         raise ValueError(f"bf16=True, but {flags.reason}: leave fp16 and bf16 to make_trainer")
+    graphed = settings.pop("cuda_graphs", None)
+    if graphed is not False and (reason := _no_graphs(model, settings)):
+        if graphed:
+            raise ValueError(f"cuda_graphs=True, but {reason}")
+        graphed = False
+    if graphed := graphed is not False:
+        from pockettune.graphs import FixedShapes, GraphedStep
+
+        settings["padding_free"] = False
     trackers = tracking.callbacks(settings.pop("report_to"), output_dir)
     trainer = SFTTrainer(
         model=model,
@@ -53,9 +65,30 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
         train_dataset=tokenized,
         args=SFTConfig(output_dir=output_dir, report_to="none", **settings),
         callbacks=[_watch(), *trackers],
+        data_collator=FixedShapes(tokenizer.pad_token_id, model.max_seq_length) if graphed else None,
     )
+    if graphed:
+        trainer.training_step = GraphedStep(trainer)
+        trainer.add_callback(trainer.training_step)
     check_labels(trainer.train_dataset, train_dataset, model, tokenizer)
     return trainer
+
+
+def _no_graphs(model, settings: dict) -> str:
+    """Say why steps cannot be CUDA graphs; an empty text if they can."""
+    import torch
+
+    others = ["gradient_checkpointing", "activation_offloading", "packing", "padding_free", "label_smoothing_factor"]
+    others += ["loss_type", "torch_empty_cache_steps", "dataloader_num_workers"]
+    if not torch.cuda.is_available() or torch.cuda.device_count() > 1:
+        return "they need one GPU"
+    if not settings["bf16"]:
+        return "they need bfloat16"
+    if model.config.model_type not in ("gemma3_text", "qwen3"):
+        return f"{model.config.model_type} was not tried: others may scale their logits"
+    if model.is_gradient_checkpointing or (others := [key for key in others if settings.get(key)]):
+        return f"they do not go with {', '.join(others) if others else 'gradient checkpointing'}"
+    return ""
 
 
 def tokenize(dataset, model, tokenizer):

@@ -1,0 +1,107 @@
+"""Steps as CUDA graphs: the batches, the loss they compute (on any device) and, with a GPU, the replays."""
+
+import pytest
+import torch
+
+from pockettune import load_rows, make_trainer, to_dataset, training
+from pockettune.tasks import roast
+
+
+@pytest.fixture(scope="module")
+def trainer(loaded, root, tmp_path_factory):
+    model, tokenizer = loaded
+    rows = load_rows(root / "data/strava_roasts.jsonl", 3)
+    with torch.no_grad():  # adapters that do something
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    yield make_trainer(
+        model, tokenizer, to_dataset(rows, roast.to_example), output_dir=str(tmp_path_factory.mktemp("run"))
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.zero_()
+
+
+def gradients(model) -> torch.Tensor:
+    found = torch.cat([p.grad.flatten().float() for p in model.parameters() if p.requires_grad])
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("longest", [1024, 250])
+def test_a_batch_has_a_round_shape_and_names_every_labelled_token_once(trainer, longest):
+    from pockettune.graphs import STEP, FixedShapes
+
+    rows = list(trainer.train_dataset)
+    batch = FixedShapes(0, longest)(rows)
+    assert batch["input_ids"].shape[1] % STEP == 0 or batch["input_ids"].shape[1] == longest
+    assert len(batch["places"]) % (STEP * len(rows)) == 0
+    length = batch["input_ids"].shape[1]
+    for i, row in enumerate(rows):
+        assert batch["input_ids"][i].tolist() == row["input_ids"] + [0] * (length - len(row["input_ids"]))
+    following = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100).flatten()[batch["places"]]
+    assert following[following != -100].tolist() == [label for row in rows for label in row["labels"] if label != -100]
+
+
+def test_the_loss_and_its_gradient_are_those_of_the_rows_one_by_one(trainer):
+    from pockettune.graphs import FixedShapes, GraphedStep
+
+    model, rows = trainer.model, list(trainer.train_dataset)
+    model.train()
+    batch = FixedShapes(0, 1024)(rows)
+    count = sum(label != -100 for row in rows for label in row["labels"])
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    loss = GraphedStep(trainer)._pass(batch | {"count": torch.tensor([float(count)], device=model.device)})
+    together = gradients(model)
+
+    alone = 0.0
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]], device=model.device)
+        with torch.autocast(model.device.type, torch.bfloat16):
+            states = model.get_base_model().model(input_ids=ids, use_cache=False).last_hidden_state
+            logits = model.get_output_embeddings()(states)[0, :-1].float()
+        targets = torch.tensor(row["labels"][1:], device=model.device)
+        part = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum") / count
+        part.backward()
+        alone += part.item()
+    apart = gradients(model)
+    assert loss.item() == pytest.approx(alone, rel=5e-3)
+    assert (together - apart).norm() < 0.03 * apart.norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_a_replay_gives_what_a_plain_pass_gives(trainer):
+    model, (first, second, third) = trainer.model, list(trainer.train_dataset)
+    step = trainer.training_step
+    for rows in ([first, second], [first, second], [second, third], [third, first]):  # plain, recorded, replayed …
+        loss = step(model, trainer.data_collator(rows), 100)
+        found = loss.item(), gradients(model)
+        batch = {name: tensor.to(model.device) for name, tensor in trainer.data_collator(rows).items()}
+        plain = step._pass(batch | {"count": torch.tensor([100.0], device=model.device)})
+        assert found[0] == pytest.approx(plain.item(), rel=1e-3)
+        apart = gradients(model)
+        assert (found[1] - apart).norm() < 0.01 * apart.norm()
+
+
+def test_graphs_are_refused_where_they_would_change_the_run(loaded, root, tmp_path):
+    model, tokenizer = loaded
+    rows = to_dataset(load_rows(root / "data/strava_roasts.jsonl", 1), roast.to_example)
+    with pytest.raises(ValueError, match="cuda_graphs=True, but they"):
+        make_trainer(model, tokenizer, rows, output_dir=str(tmp_path), cuda_graphs=True, dataloader_num_workers=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({}, ""),
+        ({"bf16": False}, "they need bfloat16"),
+        ({"packing": True, "loss_type": "dft"}, "they do not go with packing, loss_type"),
+    ],
+)
+def test_steps_are_graphs_on_one_gpu_unless_a_setting_needs_the_usual_ones(loaded, monkeypatch, settings, reason):
+    model, _ = loaded
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert training._no_graphs(model, {"bf16": True, **settings}) == reason
