@@ -1,5 +1,8 @@
 """Steps as CUDA graphs: the batches, the loss they compute (on any device) and, with a GPU, the replays."""
 
+import contextlib
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 
@@ -69,6 +72,34 @@ def test_the_loss_and_its_gradient_are_those_of_the_rows_one_by_one(trainer):
     apart = gradients(model)
     assert loss.item() == pytest.approx(alone, rel=5e-3)
     assert (together - apart).norm() < 0.03 * apart.norm()
+
+
+class Unrecordable:
+    """A torch.cuda.graph that fails as a real one does, when the recording ends."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *error):
+        raise RuntimeError("operation failed due to a previous error during capture\nand more")
+
+
+def test_steps_that_cannot_be_recorded_run_as_they_are(trainer, monkeypatch, capsys):
+    from pockettune.graphs import FixedShapes, GraphedStep
+
+    model = trainer.model
+    for name in ("Stream", "CUDAGraph", "graph_pool_handle", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "graph", Unrecordable)
+    monkeypatch.setattr(GraphedStep, "_pass", lambda self, batch: torch.tensor(float(len(self.graphs))))
+    step, batch = GraphedStep(trainer), FixedShapes(0, 1024)(list(trainer.train_dataset))
+    assert [step(model, dict(batch), 100).item() for _ in range(3)] == [1.0] * 3
+    assert capsys.readouterr().out.count("these steps cannot be recorded as a CUDA graph (operation failed") == 1
+    model.zero_grad()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

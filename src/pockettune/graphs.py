@@ -49,6 +49,7 @@ class GraphedStep(TrainerCallback):
         self.gradients = [torch.zeros_like(parameter) for parameter in self.tuned]
         self.graphs: dict[tuple, tuple | None] = {}
         self.stream = self.pool = None
+        self.failed = False
 
     def __call__(self, model, inputs: dict, num_items_in_batch) -> torch.Tensor:
         if not model.training:
@@ -63,31 +64,36 @@ class GraphedStep(TrainerCallback):
             count = batch["labels"].ne(-100).sum() * self.trainer.current_gradient_accumulation_steps
         batch["count"] = torch.as_tensor(count, device=model.device).float().reshape(1)
         shape = (batch["input_ids"].shape, batch["places"].shape)
-        if shape not in self.graphs:
+        if self.stream is None:
+            self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        if shape in self.graphs and self.graphs[shape] is None and not self.failed:
+            self._record(shape, batch)
+        if self.failed or shape not in self.graphs:
             self.graphs[shape] = None
-            if self.stream is None:
-                self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):  # gradients must be added on the stream that is recorded later
                 loss = self._pass(batch)
             torch.cuda.current_stream().wait_stream(self.stream)
             return loss
-        if self.graphs[shape] is None:
-            graph = torch.cuda.CUDAGraph()
-            try:
-                with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-                    loss = self._pass(batch)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                hint = "this model's steps cannot be recorded as a CUDA graph: give make_trainer cuda_graphs=False"
-                raise RuntimeError(hint) from error
-            self.graphs[shape] = graph, batch, loss
         graph, static, loss = self.graphs[shape]
         for name, tensor in static.items():
             tensor.copy_(batch[name])
         graph.replay()
         return loss.clone()
+
+    def _record(self, shape: tuple, batch: dict) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                loss = self._pass(batch)
+            self.graphs[shape] = graph, batch, loss
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.failed = True
+            print(
+                f"these steps cannot be recorded as a CUDA graph ({str(error).splitlines()[0]}): they run as they are"
+            )
 
     def _pass(self, batch: dict) -> torch.Tensor:
         with self._plain_attention(), torch.autocast(self.tuned[0].device.type, torch.bfloat16):
