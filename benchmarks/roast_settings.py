@@ -24,7 +24,7 @@ SETTINGS = {  # LoRA rank (0: all weights), alpha, then the trainer's
 }
 
 
-def held_out_loss(model, tokenizer, rows) -> float:
+def held_out_loss(model, tokenizer, examples) -> float:
     """Mean negative log likelihood of a token of the reference answers."""
     import torch
 
@@ -32,7 +32,7 @@ def held_out_loss(model, tokenizer, rows) -> float:
 
     total, count = 0.0, 0
     model.eval()
-    for row in tokenize(pt.to_dataset(rows, roast.to_example), model, tokenizer):
+    for row in tokenize(examples, model, tokenizer):
         ids, labels = (torch.tensor([row[key]], device=model.device) for key in ("input_ids", "labels"))
         with torch.inference_mode():
             logits = model(input_ids=ids).logits[:, :-1].float()
@@ -43,12 +43,13 @@ def held_out_loss(model, tokenizer, rows) -> float:
 
 def main(names):
     train, held_out = (pt.load_rows(f"data/strava_roasts{part}.jsonl") for part in ("", "_eval"))
+    judged = pt.to_dataset(held_out, roast.to_example)
     known = tuple(roast.to_example(row)["completion"][0]["content"] for row in train)
     for name in names or SETTINGS:
         rank, alpha, settings = SETTINGS[name]
         model, tokenizer = pt.load_model(max_seq_length=512, lora_r=rank, lora_alpha=alpha)
         if name == (names or list(SETTINGS))[0]:
-            print(json.dumps({"name": "base", "loss": round(held_out_loss(model, tokenizer, held_out), 3)}), flush=True)
+            print(json.dumps({"name": "base", "loss": round(held_out_loss(model, tokenizer, judged), 3)}), flush=True)
         examples = pt.to_dataset(train[: PLAIN if name.startswith("plain") else None], roast.to_example)
         trainer = pt.make_trainer(model, tokenizer, examples, output_dir="outputs/settings", **SHARED, **settings)
         trainer.args.disable_tqdm = True
@@ -59,7 +60,7 @@ def main(names):
             trainer.model, tokenizer, held_out, roast, known=known, max_new_tokens=128, batch_size=128
         )
         means = {k: round(sum(r["scores"][k] for r in results) / len(results), 3) for k in results[0]["scores"]}
-        loss = round(held_out_loss(trainer.model, tokenizer, held_out), 3)
+        loss = round(held_out_loss(trainer.model, tokenizer, judged), 3)
         line = {"name": name, "loss": loss, **means, "steps": trainer.state.global_step}
         line |= {
             "first_step_s": round(steps[0], 1),

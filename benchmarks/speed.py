@@ -197,24 +197,6 @@ def ours(folder, work, clock):
 CONTENDERS = {c.__name__: c for c in (tutorial, trl, unsloth, ours)}
 
 
-def held_out_loss(model, tokenizer, examples) -> float:
-    """Mean negative log likelihood of a token of the reference answers, in bfloat16 where there is a GPU."""
-    import torch
-
-    from pockettune.training import tokenize
-
-    total, count = 0.0, 0
-    model.eval()
-    model.max_seq_length = 1024
-    for row in tokenize(examples, model, tokenizer):
-        ids, labels = (torch.tensor([row[key]], device=model.device) for key in ("input_ids", "labels"))
-        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
-            logits = model(input_ids=ids).logits[:, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits[0], labels[0, 1:], ignore_index=-100, reduction="sum")
-        total, count = total + loss.item(), count + int((labels != -100).sum())
-    return total / count
-
-
 def contend(name: str, job_name: str, folder: str) -> None:
     """Run one contender in this process and print its line."""
     clock = Clock()
@@ -231,6 +213,7 @@ def contend(name: str, job_name: str, folder: str) -> None:
     clock.lap("build")
     trainer.add_callback(watch(clock, trainer.model, tokens))
     trainer.train()
+    import roast_settings
     import torch
 
     gpu = torch.cuda.is_available()
@@ -240,7 +223,8 @@ def contend(name: str, job_name: str, folder: str) -> None:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     os.environ["UNSLOTH_RETURN_LOGITS"] = "1"  # which the held-out loss reads; it would slow Unsloth's training
-    loss = held_out_loss(trainer.model, tokenizer, work["held_out"])
+    trainer.model.max_seq_length = 1024  # which only Unsloth's models have
+    loss = roast_settings.held_out_loss(trainer.model, tokenizer, work["held_out"])
     clock.lap("evaluate")
     with tempfile.TemporaryDirectory() as scratch:
         trainer.model.save_pretrained(scratch)

@@ -75,11 +75,11 @@ def precision(model_type: str, capability: tuple[int, int] | None, cpu_bf16: boo
     if capability is None:
         if cpu_bf16:
             return Precision(False, True, "this CPU multiplies bfloat16 faster than float32")
-        return Precision(False, False, "float32: this CPU gains nothing from bfloat16")
+        return Precision(False, False, "this CPU gains nothing from bfloat16")
     if capability >= (8, 0):
         return Precision(False, True, f"compute capability {capability[0]}.{capability[1]} has bfloat16")
     if model_type.startswith("gemma3"):
-        return Precision(False, False, "float32: this GPU has no bfloat16 and Gemma 3 overflows float16")
+        return Precision(False, False, "this GPU has no bfloat16 and Gemma 3 overflows float16")
     return Precision(True, False, "this GPU has no bfloat16")
 
 

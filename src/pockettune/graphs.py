@@ -18,10 +18,8 @@ class FixedShapes:
     """
 
     def __init__(self, pad_token_id: int, longest: int):
-        self.pad_token_id, self.longest = (
-            pad_token_id,
-            longest,
-        )  # Unsloth's Qwen3 cuts off what is beyond its longest row
+        self.pad_token_id = pad_token_id
+        self.longest = longest  # Unsloth's Qwen3 cuts a batch off there, and the places would be wrong
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         length = min(_up(max(len(row["input_ids"]) for row in rows), STEP), self.longest)
@@ -91,9 +89,8 @@ class GraphedStep(TrainerCallback):
             raise
         except RuntimeError as error:
             self.failed = True
-            print(
-                f"these steps cannot be recorded as a CUDA graph ({str(error).splitlines()[0]}): they run as they are"
-            )
+            reason = str(error).splitlines()[0]
+            print(f"these steps cannot be recorded as a CUDA graph ({reason}): they run as they are")
 
     def _pass(self, batch: dict) -> torch.Tensor:
         with self._plain_attention(), torch.autocast(self.tuned[0].device.type, torch.bfloat16):

@@ -7,6 +7,10 @@ from pockettune import tracking
 from pockettune.environment import PHASES, device_precision, phase
 from pockettune.generation import render, stop_ids
 
+# Settings that a step as a CUDA graph would pass over.
+_USUAL_STEPS = ["gradient_checkpointing", "activation_offloading", "packing", "padding_free", "label_smoothing_factor"]
+_USUAL_STEPS += ["loss_type", "torch_empty_cache_steps", "dataloader_num_workers"]
+
 
 def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_config):
     """Make TRL's SFTTrainer for a Dataset of prompt and completion messages; loss falls on the completion alone.
@@ -49,12 +53,11 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
     settings |= sft_config
     if settings["bf16"] and not flags.bf16:
         raise ValueError(f"bf16=True, but {flags.reason}: leave fp16 and bf16 to make_trainer")
-    graphed = settings.pop("cuda_graphs", None)
-    if graphed is not False and (reason := _no_graphs(model, settings)):
-        if graphed:
-            raise ValueError(f"cuda_graphs=True, but {reason}")
-        graphed = False
-    if graphed := graphed is not False:
+    wanted, reason = settings.pop("cuda_graphs", None), _no_graphs(model, settings)
+    if wanted and reason:
+        raise ValueError(f"cuda_graphs=True, but {reason}")
+    graphed = wanted is not False and not reason
+    if graphed:
         from pockettune.graphs import FixedShapes, GraphedStep
 
         settings["padding_free"] = False
@@ -78,16 +81,16 @@ def _no_graphs(model, settings: dict) -> str:
     """Say why steps cannot be CUDA graphs; an empty text if they can."""
     import torch
 
-    others = ["gradient_checkpointing", "activation_offloading", "packing", "padding_free", "label_smoothing_factor"]
-    others += ["loss_type", "torch_empty_cache_steps", "dataloader_num_workers"]
     if not torch.cuda.is_available() or torch.cuda.device_count() > 1:
         return "they need one GPU"
     if not settings["bf16"]:
         return "they need bfloat16"
     if model.config.model_type not in ("gemma3_text", "qwen3"):
         return f"{model.config.model_type} was not tried: others may scale their logits"
-    if model.is_gradient_checkpointing or (others := [key for key in others if settings.get(key)]):
-        return f"they do not go with {', '.join(others) if others else 'gradient checkpointing'}"
+    if model.is_gradient_checkpointing:
+        return "they do not go with gradient checkpointing"
+    if others := [key for key in _USUAL_STEPS if settings.get(key)]:
+        return f"they do not go with {', '.join(others)}"
     return ""
 
 
