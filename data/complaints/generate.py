@@ -12,13 +12,13 @@ from pockettune.rows import load_rows, save_rows
 from pockettune.tasks.complaints import FIELDS, SYSTEM
 
 HERE = Path(__file__).parent
-COPIES = 4  # times each written row is used, but for the first with other people in it
+COPIES = 9  # times each written row is used, but for the first with other people in it
 LONGEST = 420  # characters of a text
 SHORT = 110  # rows no longer than that come first, for short runs on a CPU
 KINDS = """labelled prose signature chat transcript ticket mixed_language several_people several_emails correction
 traditional full_width typos mash line_breaks pasted_numbers injection missing rare_names""".split()
 ODD = ("line_breaks", "full_width", "traditional", "transcript", "typos")  # written complaints that fit no other frame
-FRAMED = 4000  # rows put together from the bank
+FRAMED = 13000  # rows put together from the bank
 ROLES = ["客服", "物业经理", "快递员", "店长", "前台", "司机", "业务员", "窗口的", "班主任", "房东", "技术员", "保安队长"]
 FAMILY = ["我老公", "我老婆", "我妈", "我爸", "我儿子", "我女儿", "邻居", "同事", "室友", "我姐", "我朋友", "楼上住户"]
 COMPOUND = "欧阳 司马 上官 诸葛 司徒 东方 慕容 皇甫 令狐 尉迟 公孙 夏侯 端木 长孙 宇文 轩辕".split()
@@ -123,7 +123,7 @@ class Writer:
                 [f"{a}号楼{b}单元{c}室", f"{a}栋{c}", f"{a}-{b}-{c}", f"{a}幢{b}单元{c}", f"{a}号{c}室", f"{chr(64 + b)}座{c}", f"{a}#{c}", f"{a}号楼", f"{b}期{a}栋{b}门{c}号", f"附{b}号", f"{a}号院{b}号楼{c}", f"{a}号{r.choice('甲乙东西')}{b}单元{c}户", f"{a}号楼{r.choice('东西南北')}户", ""]
             )
             tail = r.choice([street + r.choice(ESTATES) + room, r.choice(ESTATES) + room, street + room, street + r.choice(ESTATES) + " " + room])
-        text = place + (" " if place and self.chance(0.1) else "") + tail.strip()
+        text = (place + (" " if place and self.chance(0.1) else "") + tail.strip()).strip()
         if len(text) < 5:
             return self.address()
         return f"{text} {self.digits(6)}" if self.chance(0.12) else text
@@ -271,7 +271,7 @@ class Complaints:
             text += self.short(r"[^。！？!?…，,]{2,9}[。！？!?…]+")
         if w.chance(0.08):
             text = text.rstrip("。！？!?…~～") or text
-        return text
+        return text.lstrip("，、；：。）) \n").rstrip("，、；：“ \n")
 
     def short(self, pattern: str) -> str:
         """A short clause out of some complaint, or none."""
