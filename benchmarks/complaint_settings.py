@@ -12,7 +12,8 @@ import pockettune as pt
 from pockettune.environment import PHASES
 from pockettune.tasks import complaints
 
-SHARED = {"warmup_steps": 10, "weight_decay": 0.01, "lr_scheduler_type": "linear", "disable_tqdm": True}
+SHARED = {"warmup_steps": 10, "weight_decay": 0.001, "lr_scheduler_type": "linear", "disable_tqdm": True}
+SHARED |= {"train_sampling_strategy": "group_by_length"}
 SETTINGS = {  # LoRA rank (0: all weights), alpha, then the trainer's
     "r64 5e-4 x2": (64, 64, {"learning_rate": 5e-4, "num_train_epochs": 2, "per_device_train_batch_size": 32}),
     "r64 5e-4 x3": (64, 64, {"learning_rate": 5e-4, "num_train_epochs": 3, "per_device_train_batch_size": 32}),

@@ -1,7 +1,12 @@
 """Answers of the real model: batches equal singles, endings are seen, one <bos>."""
 
-import pytest
+import os
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from pockettune import generation
 from pockettune.generation import complete, generate, render, stop_ids
 
 # Prompts that the untuned model goes on from with a clear first choice at each word: no ties for padding to decide.
@@ -23,8 +28,6 @@ def test_an_answer_cut_by_the_limit_is_marked(loaded):
 
 
 def test_an_answer_that_ends_is_not_marked_and_carries_no_stop_token(loaded, monkeypatch):
-    import torch
-
     model, tokenizer = loaded
     hello = tokenizer("Hello", add_special_tokens=False)["input_ids"]
 
@@ -134,3 +137,33 @@ def test_a_grammar_that_cannot_be_read_or_is_missing_is_an_error(loaded):
         generate(model, tokenizer, PROMPTS[:1], grammar=["start: ("], max_new_tokens=2)
     with pytest.raises(ValueError, match="1 grammars for 3 prompts"):
         generate(model, tokenizer, PROMPTS, grammar=['start: "a"'], max_new_tokens=2)
+
+
+def test_answers_come_from_merged_weights_which_are_then_as_before(loaded):
+    model, tokenizer = loaded
+    layers = [layer for layer in model.modules() if hasattr(layer, "get_delta_weight")]
+    before = [layer.get_base_layer().weight.clone() for layer in layers]
+    ids = tokenizer(render(tokenizer, PROMPTS[0]), add_special_tokens=False, return_tensors="pt")["input_ids"]
+    os.environ["UNSLOTH_RETURN_LOGITS"] = "1"
+    with torch.no_grad():
+        for layer in layers:
+            layer.lora_B["default"].weight.normal_(std=0.02)
+        apart = model(input_ids=ids).logits
+        with pytest.raises(KeyError), generation.merged(model):
+            assert not any(
+                torch.equal(layer.get_base_layer().weight, w) for layer, w in zip(layers, before, strict=True)
+            )
+            together = model(input_ids=ids).logits
+            raise KeyError
+        for layer in layers:
+            layer.lora_B["default"].weight.zero_()
+    assert all(torch.equal(layer.get_base_layer().weight, w) for layer, w in zip(layers, before, strict=True))
+    assert (apart - together).abs().max() < 0.1 * apart.std()
+    assert not any(layer.disable_adapters for layer in layers)
+
+
+def test_a_batch_is_smaller_where_rows_are_longer_and_memory_is_short(loaded, monkeypatch):
+    model, _ = loaded
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2 << 30))
+    sizes = [generation._fitting(model, tokens) for tokens in (50, 500, 5_000, 5_000_000)]
+    assert 256 >= sizes[0] > sizes[1] > sizes[2] > sizes[3] == 1

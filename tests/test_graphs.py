@@ -71,7 +71,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_rows_one_by_one(trainer):
         alone += part.item()
     apart = gradients(model)
     assert loss.item() == pytest.approx(alone, rel=5e-3)
-    assert (together - apart).norm() < 0.03 * apart.norm()
+    assert (together - apart).norm() < 0.05 * apart.norm()
 
 
 class Unrecordable:

@@ -167,9 +167,11 @@ def prepare_unsloth() -> None:
     """
     warnings.filterwarnings("ignore", message="IProgress not found")  # progress bars in text are good enough
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names GPU kernels that a CPU does not need
-    logging.getLogger("unsloth.save").setLevel(logging.ERROR)  # it names the folder it writes to
+    for name in ("unsloth.save", "transformers.models.llama.modeling_llama"):  # Unsloth's: they name folders
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
+    if os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1") == "1":
+        os.environ.setdefault("UNSLOTH_ENABLE_FLEX_ATTENTION", "0")  # uncompiled it writes out all scores
     os.environ.setdefault("UNSLOTH_CPU_CE_CHUNK_ELEMENTS", str(64 << 20))  # 256 MB of logits at once on a CPU, not 64
     if "UNSLOTH_COMPILE_LOCATION" not in os.environ:
         folder = tempfile.mkdtemp(prefix="unsloth-")

@@ -1,8 +1,10 @@
 """Answers: the one renderer of prompts, and batched generation, greedy or sampled, free or held to a grammar."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 
 from pockettune.environment import device_precision
 
@@ -31,11 +33,12 @@ def generate(
     *,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     grammar: list[str] | None = None,
 ) -> list[str]:
     """Answer prompts (lists of messages), greedily at temperature 0; returns one text for each, in order.
 
+    `model` may be the path of a GGUF file: llama.cpp then answers. `batch_size` is chosen by free memory where it is None.
     `grammar` holds one grammar for each prompt, in llguidance's Lark: an answer can then be nothing else, but for one
     that hits the token limit. Raises ValueError for a grammar that cannot be read.
     """
@@ -43,48 +46,56 @@ def generate(
 
 
 def complete(
-    model, tokenizer, prompts, max_new_tokens=256, temperature=0.0, batch_size=64, grammar=None
+    model, tokenizer, prompts, max_new_tokens=256, temperature=0.0, batch_size=None, grammar=None
 ) -> list[tuple[str, bool]]:
     """Answer prompts like `generate`, and tell of each whether it was cut off by the token limit."""
+    if grammar is not None and len(grammar) != len(prompts):
+        raise ValueError(f"{len(grammar)} grammars for {len(prompts)} prompts: give one for each")
+    if isinstance(model, str | Path):
+        from pockettune import llamacpp
+
+        return llamacpp.complete(model, tokenizer, prompts, max_new_tokens, temperature, batch_size, grammar)
     import torch
 
     stops = stop_ids(model)
-    # The precision of training, which a trained model keeps and a loaded one does not: so both answer alike.
-    flags = device_precision(model.config.model_type)
-    dtype = torch.float16 if flags.fp16 else torch.bfloat16
     texts = [render(tokenizer, prompt) for prompt in prompts]
-    if grammar is not None and len(grammar) != len(prompts):
-        raise ValueError(f"{len(grammar)} grammars for {len(prompts)} prompts: give one for each")
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     answers: list[tuple[str, bool]] = [("", False)] * len(prompts)
     was_training = model.training
     model.eval()
     try:
-        for indices in _batches([len(text) for text in texts], batch_size):
-            batch = tokenizer(
-                [texts[i] for i in indices],
-                return_tensors="pt",
-                padding=True,
-                padding_side="left",
-                add_special_tokens=False,
-            ).to(model.device)
-            held = [_hold(model, tokenizer, [grammar[i] for i in indices])] if grammar is not None else None
-            with torch.inference_mode(), torch.autocast(model.device.type, dtype, enabled=flags.fp16 or flags.bf16):
-                output = model.generate(
-                    **batch,
-                    max_new_tokens=max_new_tokens,
-                    max_length=None,  # Unsloth sets one, and each call would warn of the two
-                    eos_token_id=stops,
-                    use_cache=True,
-                    logits_processor=held,
-                    **sampling,
-                )
-            for i, ids in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                end = next((at for at, token in enumerate(ids) if token in stops), None)
-                answers[i] = (tokenizer.decode(ids[:end], skip_special_tokens=True), end is None)
+        tokenized = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        batch_size = batch_size or _fitting(model, max(map(len, tokenized), default=0) + max_new_tokens)
+        with merged(model):
+            for indices in _batches([len(ids) for ids in tokenized], batch_size):
+                held = [_hold(model, tokenizer, [grammar[i] for i in indices])] if grammar is not None else None
+                batch = {"input_ids": [tokenized[i] for i in indices]}
+                batch = tokenizer.pad(batch, padding_side="left", return_tensors="pt").to(model.device)
+                with torch.inference_mode(), autocast(model):
+                    output = model.generate(
+                        **batch,
+                        max_new_tokens=max_new_tokens,
+                        max_length=None,  # Unsloth sets one, and each call would warn of the two
+                        eos_token_id=stops,
+                        use_cache=True,
+                        logits_processor=held,
+                        **sampling,
+                    )
+                for i, ids in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+                    end = next((at for at, token in enumerate(ids) if token in stops), None)
+                    answers[i] = (tokenizer.decode(ids[:end], skip_special_tokens=True), end is None)
     finally:
         model.train(was_training)
     return answers
+
+
+def autocast(model):
+    """The precision of training, which a trained model keeps and a loaded one does not: so both answer alike."""
+    import torch
+
+    flags = device_precision(model.config.model_type)
+    dtype = torch.float16 if flags.fp16 else torch.bfloat16
+    return torch.autocast(model.device.type, dtype, enabled=flags.fp16 or flags.bf16)
 
 
 def _batches(lengths: list[int], size: int) -> Iterator[list[int]]:
@@ -92,6 +103,47 @@ def _batches(lengths: list[int], size: int) -> Iterator[list[int]]:
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def plain_lora(model) -> bool:
+    """Whether a model's adapters are sums that can be added into its weights: no DoRA, no tuned heads, no quantized weights."""
+    configs = getattr(model, "peft_config", {}).values()
+    weights = (m.get_base_layer().weight for m in model.modules() if hasattr(m, "get_delta_weight"))
+    return not any(c.use_dora or c.modules_to_save for c in configs) and all(w.is_floating_point() for w in weights)
+
+
+@contextlib.contextmanager
+def merged(model) -> Iterator[None]:
+    """Answer with the adapters added into the weights: without their three products a layer; then all is as it was."""
+    layers = [layer for layer in model.modules() if hasattr(layer, "get_delta_weight") and not layer.merged]
+    if not layers or not plain_lora(model):
+        yield
+        return
+    kept = [layer.get_base_layer().weight.data for layer in layers]
+    try:
+        for layer, weight in zip(layers, kept, strict=True):
+            delta = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+            layer.get_base_layer().weight.data = (weight.float() + delta.float()).to(weight.dtype)
+        with model.disable_adapter():
+            yield
+    finally:
+        for layer, weight in zip(layers, kept, strict=True):
+            layer.get_base_layer().weight.data = weight
+
+
+def _fitting(model, tokens: int) -> int:
+    """How many rows of so many tokens fit into half of the free memory, 256 at most."""
+    import psutil
+    import torch
+
+    config = model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 4 * config.num_hidden_layers * config.num_key_value_heads * width  # bytes a token: keys, values, 16 bits
+    row = tokens * (cache + 16 * config.intermediate_size) + 16 * config.vocab_size
+    free = psutil.virtual_memory().available
+    if model.device.type == "cuda":
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return max(1, min(256, int(free / 2 / row)))
 
 
 @lru_cache(maxsize=1)

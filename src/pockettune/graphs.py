@@ -1,14 +1,12 @@
 """Training steps as CUDA graphs: a small model's kernels take less time to run than a CPU takes to launch them."""
 
-import contextlib
-
 import torch
 from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback
 
 STEP = 64  # rows are padded to a multiple of 64 tokens, labelled places to one of 64 times the rows, so that few shapes occur
-CHUNK = 512  # labelled tokens whose logits are in memory at once
+CHUNK = 128  # labelled tokens whose logits are in memory at once
 
 
 class FixedShapes:
@@ -93,7 +91,7 @@ class GraphedStep(TrainerCallback):
             print(f"these steps cannot be recorded as a CUDA graph ({reason}): they run as they are")
 
     def _pass(self, batch: dict) -> torch.Tensor:
-        with self._plain_attention(), torch.autocast(self.tuned[0].device.type, torch.bfloat16):
+        with torch.autocast(self.tuned[0].device.type, torch.bfloat16):
             hidden = self.backbone(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
             hidden = hidden.flatten(0, 1)[batch["places"]]
             targets = pad(batch["labels"][:, 1:], (0, 1), value=-100).flatten()[batch["places"]]
@@ -104,16 +102,6 @@ class GraphedStep(TrainerCallback):
             loss = (loss / batch["count"]).squeeze()
         loss.backward()
         return loss.detach()
-
-    @contextlib.contextmanager
-    def _plain_attention(self):
-        """Unsloth gives Gemma 3 flex attention, which writes out every score unless it is compiled."""
-        config = self.backbone.config
-        kept, config._attn_implementation = config._attn_implementation, "sdpa"
-        try:
-            yield
-        finally:
-            config._attn_implementation = kept
 
     def _loss(self, hidden, targets):
         return cross_entropy(self.head(hidden).float(), targets, ignore_index=-100, reduction="sum")

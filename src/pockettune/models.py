@@ -1,6 +1,7 @@
 """Models through Unsloth: load with LoRA adapters, save. The only module that imports unsloth."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -29,6 +30,7 @@ def load_model(model_name: str = embedded.NAME, max_seq_length: int = 1024, lora
         from unsloth import FastLanguageModel  # before transformers, which it patches
 
         _complete_cpu_backend()
+        gc.freeze()  # Unsloth collects garbage a dozen times: without this, over all that was just imported
     options = {"max_seq_length": max_seq_length, "load_in_4bit": False, "use_gradient_checkpointing": False}
     if not torch.cuda.is_available() and not environment.bf16_pays():
         options["dtype"] = torch.float32
@@ -43,6 +45,10 @@ def load_model(model_name: str = embedded.NAME, max_seq_length: int = 1024, lora
                 settings = {"lora_alpha": lora_r, "lora_dropout": 0.0, "target_modules": _PROJECTIONS}
                 settings |= {"random_state": 3407, "use_gradient_checkpointing": False, **lora}
                 model = FastLanguageModel.get_peft_model(model, r=lora_r, **settings)
+    # Unsloth would take a cache of fixed length, and with the attention below read it wrongly where no row is padded.
+    (model.get_base_model() if hasattr(model, "get_base_model") else model)._supports_static_cache = False
+    # Unsloth's own Gemma 3 attention calls it, but asks for other kernels' masks: flex attention's, which is slow uncompiled.
+    model.config._attn_implementation = "sdpa"
     _read_logits_from_contiguous_states(model)
     return model, tokenizer
 
@@ -52,21 +58,35 @@ def save_model(model, tokenizer, path: str | Path) -> Path:
 
     Raises FileExistsError when the folder holds something else.
     """
+    with model_folder(path) as new:
+        model.save_pretrained(new)
+        for name in ("adapter_config.json", "README.md"):  # these name the base model by its place on this machine
+            if (file := new / name).is_file():
+                text = file.read_text(encoding="utf-8").replace(str(embedded.location()), embedded.NAME)
+                file.write_text(text, encoding="utf-8")
+        tokenizer.save_pretrained(new)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def model_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder that takes the place of `path` once all is written, unless that holds something else than a model."""
     path = Path(path)
     if path.exists() and not any((path / name).is_file() for name in ("adapter_config.json", "config.json")):
         raise FileExistsError(f"{path.name} exists and holds no model: choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        model.save_pretrained(f"{scratch}/new")
-        for name in ("adapter_config.json", "README.md"):  # these name the base model by its place on this machine
-            if (file := Path(scratch, "new", name)).is_file():
-                text = file.read_text(encoding="utf-8").replace(str(embedded.location()), embedded.NAME)
-                file.write_text(text, encoding="utf-8")
-        tokenizer.save_pretrained(f"{scratch}/new")
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        yield new
         if path.exists():
-            os.replace(path, f"{scratch}/old")
-        os.replace(f"{scratch}/new", path)
-    return path
+            os.replace(path, old)
+        try:
+            os.replace(new, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
 
 
 @contextlib.contextmanager

@@ -102,20 +102,17 @@ def tokenize(dataset, model, tokenizer):
     from datasets import Dataset
 
     stops = stop_ids(model)
+    prompts = [render(tokenizer, example["prompt"]) for example in dataset]
+    wholes = [render(tokenizer, example["prompt"], example["completion"]) for example in dataset]
+    if not all(whole.startswith(prompt) for prompt, whole in zip(prompts, wholes, strict=True)):
+        raise ValueError("the chat template renders a prompt differently once its answer follows: it cannot be tuned")
+    answers = [whole[len(prompt) :] for prompt, whole in zip(prompts, wholes, strict=True)]
+    ids = (tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (prompts, answers))
     rows = []
-    for example in dataset:
-        prompt = render(tokenizer, example["prompt"])
-        whole = render(tokenizer, example["prompt"], example["completion"])
-        if not whole.startswith(prompt):
-            raise ValueError(
-                "the chat template renders a prompt differently once its answer follows: it cannot be tuned"
-            )
-        prompt_ids, answer_ids = (
-            tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole[len(prompt) :])
-        )
+    for prompt_ids, whole_answer in zip(*ids, strict=True):
         # Templates may add a newline after the stop token; the model never gets to write it.
-        last = max((i for i, token in enumerate(answer_ids) if token in stops), default=-1)
-        answer_ids = answer_ids[: last + 1]
+        last = max((i for i, token in enumerate(whole_answer) if token in stops), default=-1)
+        answer_ids = whole_answer[: last + 1]
         rows.append({"input_ids": prompt_ids + answer_ids, "labels": [-100] * len(prompt_ids) + answer_ids})
     longest = max(len(row["input_ids"]) for row in rows)
     if longest > model.max_seq_length:
@@ -131,7 +128,8 @@ def check_labels(tokenized, examples, model, tokenizer) -> None:
     """Raise ValueError unless every row's labels decode to its answer and one stop token, with one <bos> where the model has it."""
     stops = stop_ids(model)
     beginnings = int(model.config.model_type.startswith("gemma"))  # Qwen has none
-    for i, (row, example) in enumerate(zip(tokenized, examples, strict=True)):
+    prompts = tokenizer([render(tokenizer, example["prompt"]) for example in examples], add_special_tokens=False)
+    for i, (row, example, prompt) in enumerate(zip(tokenized, examples, prompts["input_ids"], strict=True)):
         labels = [token for token in row["labels"] if token != -100]
         answer = example["completion"][0]["content"].strip()
         if not labels or labels[-1] not in stops:
@@ -146,7 +144,6 @@ def check_labels(tokenized, examples, model, tokenizer) -> None:
             raise ValueError(f"row {i}: the labels are not the last tokens of the row")
         if (found := row["input_ids"].count(tokenizer.bos_token_id)) != beginnings:
             raise ValueError(f"row {i}: {found} beginning-of-text tokens, expected {beginnings}")
-        prompt = tokenizer(render(tokenizer, example["prompt"]), add_special_tokens=False)["input_ids"]
         if row["input_ids"][: -len(labels)] != prompt:
             raise ValueError(f"row {i}: the prompt is not the one `generate` will send (the template, thinking off)")
 
