@@ -5,10 +5,11 @@ ROAST := outputs/01_strava_roast
 COMPLAINTS := outputs/02_complaint_extraction
 OWN := $(if $(EXPORT),-p strava_export "$(EXPORT)")
 REPORT = @$(BIN)/python -c 'from pockettune.evaluation import show_report; show_report("$(1)")'
+EXPORTED = @$(BIN)/python -c 'from pockettune.export import main; main("$(1)", "$(2)", "data/$(3).jsonl", "data/$(3)_eval.jsonl")'
 PAPERMILL := $(BIN)/papermill --kernel python3 --no-log-output
 
 .DEFAULT_GOAL := help
-.PHONY: help setup roast roast-gpu roast-article complaints complaints-gpu data test lint notebooks settings clean
+.PHONY: help setup roast roast-gpu roast-article complaints complaints-gpu phone phone-complaints data test lint notebooks settings clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -49,6 +50,12 @@ complaints-gpu: setup  ## the same on all rows, for a GPU; without a model hub t
 	@mkdir -p $(COMPLAINTS)_gpu
 	$(PAPERMILL) notebooks/02_complaint_extraction.ipynb $(COMPLAINTS)_gpu/02_complaint_extraction.ipynb -f notebooks/parameters/complaints_gpu.yaml
 	$(call REPORT,$(COMPLAINTS)_gpu)
+
+phone: setup  ## write the last `make roast` as a GGUF file, and let it answer held-out runs itself
+	$(call EXPORTED,$(ROAST),roast,strava_roasts)
+
+phone-complaints: setup  ## the same for the last `make complaints`
+	$(call EXPORTED,$(COMPLAINTS),complaints,complaints)
 
 data: .venv/ready-dev  ## write the complaints anew from their generators, byte for byte
 	$(BIN)/python data/complaints/generate.py

@@ -24,7 +24,7 @@
 # Here it learns to read a run from Strava and to answer with a dry, rude verdict, whose numbers are checked.
 #
 # **By the end you will have** a model of your own, its answers beside those of the model you began with, scores on
-# runs it never saw, and a folder to keep. It takes a few minutes on a GPU (made for a free Colab T4) and, with the
+# runs it never saw, and one file that a phone can open. It takes a few minutes on a GPU (made for a free Colab T4) and, with the
 # smaller settings of `make roast`, six to eight minutes on two CPU cores.
 
 # %% [markdown]
@@ -89,6 +89,7 @@ seed: int = 3407  # order of the rows
 save_strategy: str = "no"  # "epoch" keeps a checkpoint to go on from
 resume_from_checkpoint: str = ""  # a checkpoint folder of an interrupted run
 max_new_tokens: int = 96  # cap on an answer; the longest training answer has 82
+quantization: str = "q8_0"  # of the file for a phone: q8_0, q4_k_m, bf16 or f16; empty writes none
 
 # %%
 environment = pt.preflight(allow_cpu=True, model_type="gemma3_text")
@@ -235,7 +236,7 @@ pt.save_rows(
 print("run card and answers are in", output_dir)
 
 # %% [markdown]
-# ## Save and reload
+# ## Take it with you
 #
 # The adapters and the tokenizer go into one folder. Loaded again, they must give the same answer, word for word.
 
@@ -246,6 +247,21 @@ again = pt.generate(reloaded, tokenizer, [example["prompt"]], max_new_tokens=max
 once = pt.generate(trainer.model, tokenizer, [example["prompt"]], max_new_tokens=max_new_tokens)
 assert again == once, "the reloaded model answers differently"
 print(again[0])
+
+# %% [markdown]
+# For a phone, or a program without Python, the adapters are merged into the weights, compared with the tuned model, and
+# written as one GGUF file. Then that file itself answers the held-out rows: if it scores worse than the tuned
+# model, or cuts a text into other tokens, the cell stops. PocketPal (Android, iOS), Ollama and llama.cpp open it;
+# the two small files beside it say how to ask. In Colab, download them from the Files panel on the left.
+
+# %%
+if quantization:
+    merged = pt.merge(trainer.model, tokenizer, f"{output_dir}/merged", [example["prompt"]])
+    card = f"{output_dir}/run_card.json"
+    file = f"{output_dir}/roast-{quantization}.gguf"
+    pt.export_gguf(merged, file, quantization, run_card=card, example=example["prompt"])
+    options = {"max_new_tokens": max_new_tokens, "run_card": card}
+    print(pt.check_export(file, tokenizer, held_out, roast, after, known=known, **options))
 
 # %% [markdown]
 # ## What we learned

@@ -23,7 +23,7 @@ HEADINGS = [
     "From rows to training examples",
     "Fine-tune",
     "Ask again",
-    "Save and reload",
+    "Take it with you",
     "What we learned",
 ]
 NAMES = ["01_strava_roast", "02_complaint_extraction"]
@@ -144,6 +144,8 @@ def test_the_notebook_runs_and_every_override_reaches_it(executed):
 def test_it_leaves_a_model_answers_and_a_run_card(executed):
     assert {"answers.jsonl", "model", "run_card.json"} <= {path.name for path in executed["out"].iterdir()}
     assert (executed["out"] / "model" / "adapter_config.json").is_file()
+    (line,) = json.loads((executed["out"] / "run_card.json").read_text())["exports"]
+    assert (executed["out"] / line["file"]).stat().st_size == line["bytes"] and line["file"].endswith("-q8_0.gguf")
 
 
 def test_a_reader_sees_the_mask_the_plots_and_the_tables(executed):

@@ -2,6 +2,7 @@
 
 from pockettune.environment import precision, preflight
 from pockettune.evaluation import compare, compare_by, evaluate, score_completions, write_run_card
+from pockettune.export import check_export, export_gguf, export_gguf_adapter, merge
 from pockettune.generation import generate, render
 from pockettune.inspection import plot_by, plot_loss, plot_scores, show_answers, show_example, show_memory
 from pockettune.models import load_model, save_model
@@ -10,14 +11,18 @@ from pockettune.teacher import label_rows
 from pockettune.training import make_trainer
 
 __all__ = [
+    "check_export",
     "compare",
     "compare_by",
     "evaluate",
+    "export_gguf",
+    "export_gguf_adapter",
     "generate",
     "label_rows",
     "load_model",
     "load_rows",
     "make_trainer",
+    "merge",
     "plot_by",
     "plot_loss",
     "plot_scores",

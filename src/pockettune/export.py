@@ -1,0 +1,505 @@
+"""Files for phones and laptops: adapters merged into 16-bit weights, GGUF files of both, and the gate they must pass."""
+
+import contextlib
+import copy
+import hashlib
+import io
+import json
+import os
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pockettune import embedded
+from pockettune.evaluation import Result, _scores, compare, intervals, score_completions
+from pockettune.generation import autocast, generate, merged, plain_lora, render, stop_ids
+from pockettune.models import _locate, load_model, model_folder
+from pockettune.rows import write_text
+
+_LICENCES = {"gemma3_text": ("gemma", embedded.TERMS), "qwen3": ("apache-2.0", None)}
+# Matrices of each kind of file; K-quants want rows of a multiple of 256, the second is what llama.cpp takes elsewhere.
+_QUANTIZATIONS = {"f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_k_m": "Q4_K"}
+_WIDER = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
+
+
+def merge(model, tokenizer, path: str | Path, prompts: list[list[dict]]) -> Path:
+    """Write the model with its adapters merged into bfloat16 weights, load it again and compare.
+
+    On the answers that `model` gives to `prompts` (messages, a few) the written model must choose the same tokens, but
+    where the first two are nearly alike, and its distributions lie within 0.05 nats (0.3 where the model computes in 16
+    bits). Raises RuntimeError otherwise, and leaves an older folder as it was; ValueError for adapters that cannot be
+    merged.
+    """
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoTokenizer, GenerationConfig
+
+    if not prompts:
+        raise ValueError("no prompts to compare the merged model on: give a few")
+    if not plain_lora(model):
+        raise ValueError("only plain LoRA over unquantized weights is merged here: no DoRA, no modules_to_save")
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = copy.deepcopy(causal.config)
+    config.update({"dtype": torch.bfloat16, "use_cache": True, "architectures": [type(causal).__name__]})
+    for key in ("unsloth_version", "unsloth_fixed", "_name_or_path"):  # marks of how it was loaded, and from where
+        vars(config).pop(key, None)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    with model_folder(path) as new:
+        config.save_pretrained(new)
+        GenerationConfig(eos_token_id=stop_ids(model), use_cache=True, **ends).save_pretrained(new)
+        without_thinking = copy.deepcopy(tokenizer)
+        without_thinking.chat_template = _template(tokenizer)
+        without_thinking.save_pretrained(new)
+        with merged(model):
+            weights = {
+                name.replace(".base_layer", ""): weight.detach().to("cpu", torch.bfloat16).contiguous().clone()
+                for name, weight in causal.named_parameters()
+                if ".lora_" not in name
+            }
+        save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+        with contextlib.redirect_stdout(io.StringIO()):  # where Unsloth's banner names the folder
+            reloaded, _ = load_model(str(new), model.max_seq_length, lora_r=0)
+        if render(AutoTokenizer.from_pretrained(new), prompts[0]) != render(tokenizer, prompts[0]):
+            raise RuntimeError("the saved tokenizer renders a prompt differently: its chat template was lost")
+        _compare(model, reloaded, tokenizer, prompts)
+    return Path(path)
+
+
+def _compare(model, reloaded, tokenizer, prompts) -> None:
+    """Raise RuntimeError unless two models agree on the first one's answers."""
+    import torch
+    from torch.nn.functional import kl_div
+
+    answers = generate(model, tokenizer, prompts, max_new_tokens=64)
+    allowed, alike = (0.05, 0.1) if model.dtype == torch.float32 else (0.3, 0.5)
+    was_training, logits = model.training, os.environ.get("UNSLOTH_RETURN_LOGITS", "0")
+    os.environ["UNSLOTH_RETURN_LOGITS"] = "1"
+    model.eval()
+    reloaded.eval()
+    try:
+        for prompt, answer in zip(prompts, answers, strict=True):
+            start = len(tokenizer(render(tokenizer, prompt), add_special_tokens=False)["input_ids"])
+            text = render(tokenizer, prompt) + answer
+            ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
+            with torch.inference_mode(), autocast(model), merged(model):
+                tuned, written = (
+                    m(input_ids=ids).logits[0, start - 1 :].float().log_softmax(-1) for m in (model, reloaded)
+                )
+            distance = kl_div(written, tuned, log_target=True, reduction="none").sum(-1).max().item()
+            best = tuned.topk(2).values
+            other = tuned.argmax(-1) != written.argmax(-1)
+            if not distance <= allowed or (other & (best[:, 0] - best[:, 1] > alike)).any():  # NaN is refused too
+                raise RuntimeError(
+                    f"the merged model answers differently: up to {distance:.3f} nats from the tuned one ({allowed} allowed), "
+                    f"another token at {int(other.sum())} of {len(other)} places. Nothing was written"
+                )
+    finally:
+        model.train(was_training)
+        os.environ["UNSLOTH_RETURN_LOGITS"] = logits
+
+
+def export_gguf(
+    path: str | Path,
+    out: str | Path,
+    quantization: str = "q8_0",
+    *,
+    run_card: str | Path | None = None,
+    example: list[dict] | None = None,
+) -> Path:
+    """Write a merged folder of Gemma 3 or Qwen3 as a GGUF file, and beside it how to ask it, for people and for Ollama.
+
+    `quantization` is f16, bf16, q8_0 or q4_k_m. Q8_0 is the default: Gemma 3 270M's rows of 640 are no multiple of
+    256, so q4_k_m falls back to wider types and saves 13 % of the size. Template, stop tokens, licence and, from the run card, where
+    the model comes from are in the file's metadata; `example` is a prompt (messages) to be shown.
+    Raises ValueError for another kind of model or quantization.
+    """
+    from gguf import get_tensor_name_map
+    from transformers import AutoTokenizer
+
+    path, out = Path(path), Path(out)
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    kind, arch = config["model_type"], _architecture(config["model_type"])
+    if quantization not in _QUANTIZATIONS:
+        raise ValueError(f"no quantization {quantization!r}: choose one of {', '.join(_QUANTIZATIONS)}")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    names = get_tensor_name_map(arch, config["num_hidden_layers"])
+    with _gguf_file(out, arch) as writer:
+        _write_geometry(writer, config)
+        _write_provenance(writer, out.stem, kind, quantization, run_card)
+        _write_vocabulary(writer, path, config, tokenizer)
+        for name, tensor in _tensors(path):
+            target = names.get_name(name, try_suffixes=(".weight",))
+            if target is None:
+                raise ValueError(f"llama.cpp knows no {name} in a {kind} model")
+            if target == "output.weight" and config.get("tie_word_embeddings"):
+                continue
+            dtype = _matrix_type(target, tensor.shape, quantization, config["num_hidden_layers"])
+            if kind == "gemma3_text" and target.endswith("norm.weight"):
+                writer.add_tensor(target, tensor + 1, raw_dtype=dtype)  # Gemma multiplies by 1 + w, llama.cpp by w
+            else:
+                writer.add_tensor(target, _quantize(tensor, dtype), raw_dtype=dtype)
+    example = example or [{"role": "user", "content": "YOUR TEXT"}]
+    write_text(out.with_suffix(".md"), _how_to_ask(out, render(tokenizer, example), example))
+    write_text(out.with_suffix(".Modelfile"), _modelfile(out.name, kind, example))
+    return out
+
+
+def export_gguf_adapter(path: str | Path, out: str | Path) -> Path:
+    """Write saved adapters as a GGUF adapter for llama.cpp's --lora, over a GGUF file of their base model.
+
+    Raises ValueError for adapters that are more than plain LoRA of one rank.
+    """
+    import numpy as np
+    from gguf import get_tensor_name_map
+    from transformers import AutoConfig
+
+    path, out = Path(path), Path(out)
+    lora = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    if odd := [
+        k for k in ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern") if lora.get(k)
+    ]:
+        raise ValueError(f"llama.cpp's adapters are plain LoRA of one rank; these have {', '.join(odd)}")
+    config = AutoConfig.from_pretrained(_locate(lora["base_model_name_or_path"]))
+    names = get_tensor_name_map(_architecture(config.model_type), config.num_hidden_layers)
+    with _gguf_file(out, _architecture(config.model_type)) as writer:
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", float(lora["lora_alpha"]))
+        writer.add_license(_LICENCES[config.model_type][0])
+        for name, tensor in _tensors(path, "adapter_model.safetensors"):
+            module, side = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name).groups()
+            writer.add_tensor(f"{names.get_name(module)}.weight.lora_{side.lower()}", np.ascontiguousarray(tensor))
+    return out
+
+
+def _architecture(kind: str):
+    from gguf import MODEL_ARCH
+
+    if kind not in _LICENCES:
+        raise ValueError(f"{kind} models cannot be written as GGUF here: {', '.join(_LICENCES)} can")
+    return MODEL_ARCH.GEMMA3 if kind == "gemma3_text" else MODEL_ARCH.QWEN3
+
+
+@contextlib.contextmanager
+def _gguf_file(out: Path, arch) -> Iterator:
+    """A GGUFWriter whose file appears once all is in it."""
+    from gguf import MODEL_ARCH_NAMES, GGUFWriter
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.part")
+    writer = GGUFWriter(part, MODEL_ARCH_NAMES[arch])
+    try:
+        yield writer
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _tensors(folder: Path, name: str = "model.safetensors") -> Iterator[tuple]:
+    """The tensors of a folder as float32 arrays, one at a time."""
+    from safetensors import safe_open
+
+    index = folder / f"{name}.index.json"
+    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [name]
+    for file in files:
+        with safe_open(folder / file, "pt") as tensors:  # numpy has no bfloat16
+            for key in tensors.keys():  # noqa: SIM118  (no dict)
+                yield key, tensors.get_tensor(key).float().numpy()
+
+
+def _write_geometry(writer, config: dict) -> None:
+    rope = config.get("rope_parameters") or {}  # since transformers 5; the keys beside are those before
+    full = rope.get("full_attention", rope)
+    if full.get("rope_type", "default") != "default" or config.get("rope_scaling"):
+        raise ValueError("the model scales its rotary embedding, which is not written here")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(float(full.get("rope_theta") or config["rope_theta"]))
+    if config["model_type"] == "gemma3_text":
+        local = rope.get("sliding_attention", {}).get("rope_theta") or config.get("rope_local_base_freq", 10000.0)
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_rope_freq_base_swa(float(local))
+
+
+def _write_provenance(writer, name: str, kind: str, quantization: str, run_card: str | Path | None) -> None:
+    import gguf
+
+    licence, link = _LICENCES[kind]
+    writer.add_type("model")
+    writer.add_name(name)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{quantization.upper()}"])
+    writer.add_license(licence)
+    if link:
+        writer.add_license_link(link)
+    if run_card:
+        card = json.loads(Path(run_card).read_text(encoding="utf-8"))
+        card.pop("exports", None)  # these come later, and change
+        writer.add_string("pockettune.base_model", card["model"])
+        writer.add_string("pockettune.train_sha256", card["data"]["train"]["sha256"])
+        writer.add_string(
+            "pockettune.run_card_sha256", hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
+        )
+
+
+def _write_vocabulary(writer, folder: Path, config: dict, tokenizer) -> None:
+    """Tokens as llama.cpp wants them: Gemma's as a SentencePiece model by merge order, Qwen's as a BPE."""
+    from gguf import TokenType
+
+    whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    gemma = config["model_type"] == "gemma3_text"
+    added = {entry["id"]: entry for entry in whole["added_tokens"]}
+    pieces = {i: piece for piece, i in whole["model"]["vocab"].items()}
+    pieces |= {i: entry["content"] for i, entry in added.items()}
+    tokens, types, scores = [], [], []
+    for i in range(config["vocab_size"]):  # the tokenizer may have more, which the model cannot write
+        piece = pieces.get(i, f"[PAD{i}]")
+        score = -1000.0
+        if i not in pieces:
+            kind = TokenType.UNUSED
+        elif i in added:
+            kind = TokenType.CONTROL if added[i]["special"] else TokenType.USER_DEFINED
+            if gemma and kind == TokenType.USER_DEFINED:
+                piece = piece.replace("▁", " ")
+        elif gemma and re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
+            kind, score = TokenType.BYTE, 0.0
+        else:
+            kind, score = TokenType.NORMAL, -float(i)  # an earlier id is an earlier merge
+        tokens.append(piece)
+        types.append(kind)
+        scores.append(score)
+    writer.add_tokenizer_model("llama" if gemma else "gpt2")
+    writer.add_tokenizer_pre("default" if gemma else "qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    if gemma:
+        writer.add_token_scores(scores)
+        writer.add_add_space_prefix(False)
+    else:
+        writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in whole["model"]["merges"]])
+    writer.add_add_bos_token(gemma)
+    writer.add_eos_token_id(tokenizer.eos_token_id if gemma else _turn_end(tokenizer))
+    writer.add_eot_token_id(_turn_end(tokenizer))
+    writer.add_bos_token_id(tokenizer.bos_token_id if gemma else tokenizer.pad_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_chat_template(_template(tokenizer))
+
+
+def _template(tokenizer) -> str:
+    """The chat template with thinking off, also for programs that do not know the switch."""
+    template = tokenizer.chat_template
+    off = "{%- set enable_thinking = false %}"
+    return off + template if "enable_thinking" in template and off not in template else template
+
+
+def _turn_end(tokenizer) -> int:
+    """The token that ends an answer in the chat template."""
+    asked = [{"role": "user", "content": "x"}]
+    turn = render(tokenizer, asked, [{"role": "assistant", "content": "y"}])[len(render(tokenizer, asked)) :]
+    return tokenizer(turn, add_special_tokens=False)["input_ids"][1]
+
+
+def _matrix_type(name: str, shape: tuple, quantization: str, layers: int):
+    """The type of a tensor; llama.cpp's recipe for q4_k_m, with its wider types where rows are no multiple of 256."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    if len(shape) == 1:
+        return GGMLQuantizationType.F32
+    kind = _QUANTIZATIONS[quantization]
+    if quantization == "q4_k_m":
+        layer = int(found[1]) if (found := re.match(r"blk\.(\d+)\.", name)) else -1
+        rest = layer - layers // 8
+        sensitive = layer >= 0 and (rest < 0 or layer >= 7 * layers // 8 or rest % 3 == 2)
+        if layer < 0 or (sensitive and ("attn_v" in name or "ffn_down" in name)):
+            kind = "Q6_K"
+    if shape[-1] % GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0]:
+        kind = _WIDER.get(kind, "F16")
+    return GGMLQuantizationType[kind]
+
+
+def _quantize(tensor, dtype):
+    import gguf
+    import numpy as np
+
+    if dtype.name.endswith("_K"):
+        import libgguf
+
+        return libgguf.quantize_rows(np.ascontiguousarray(tensor, np.float32), libgguf.GGMLQuantizationType(int(dtype)))
+    return gguf.quants.quantize(tensor, dtype)
+
+
+def _modelfile(name: str, kind: str, example: list[dict]) -> str:
+    """What `ollama create NAME -f FILE` reads."""
+    if kind == "gemma3_text":
+        turns = "<start_of_turn>user\n{{ if .System }}{{ .System }}\n\n{{ end }}{{ .Prompt }}<end_of_turn>\n"
+        turns += "<start_of_turn>model\n"
+        stop = "<end_of_turn>"
+    else:
+        turns = "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}"
+        turns += "<|im_start|>user\n{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        stop = "<|im_end|>"
+    lines = [f"FROM ./{name}", f'TEMPLATE """{turns}"""', f'PARAMETER stop "{stop}"', "PARAMETER temperature 0"]
+    lines += [f'SYSTEM """{m["content"]}"""' for m in example if m["role"] == "system"]
+    return "\n".join(lines) + "\n"
+
+
+def _how_to_ask(out: Path, prompt: str, example: list[dict]) -> str:
+    """What a person needs to ask the file as it was trained."""
+    blocks = [f"{m['role'].capitalize()} message:\n\n```text\n{m['content']}\n```\n" for m in example]
+    return f"""# How to ask {out.name}
+
+- On a phone (PocketPal, or another app that opens GGUF files): copy the file to it, add it as a local model, set the
+  temperature to 0 and the system prompt to the system message below; then send texts like the user message.
+- On a laptop: `ollama create mine -f {out.stem}.Modelfile && ollama run mine`, or llama.cpp:
+  `llama-cli -m {out.name} --temp 0 -sys SYSTEM -p USER`
+
+{chr(10).join(blocks)}
+The whole prompt, as the model was trained on it (programs add its first token by themselves):
+
+```text
+{prompt}
+```
+"""
+
+
+def check_export(
+    file: str | Path,
+    tokenizer,
+    rows: list[dict],
+    task,
+    reference: list[Result],
+    *,
+    limit: float = 2.0,
+    grammar=None,
+    known: tuple[str, ...] = (),
+    max_new_tokens: int = 256,
+    run_card: str | Path | None = None,
+    adapter: str | Path | None = None,
+):
+    """Answer held-out rows with an exported GGUF file itself; return its scores beside the tuned model's as a DataFrame.
+
+    `reference` are the tuned model's results on the same rows. The file must cut every prompt and answer into the
+    tokens the model was trained on, with one <bos> where it has one, and render the chat as it was trained. Raises
+    ValueError when it does not, or when a score falls by more than `limit` points and by more than chance may do (the
+    paired 95 % interval of the loss lies above 0); the file is then renamed to .refused. With `run_card` the card
+    gains a line about the file. `adapter` is a GGUF adapter to be put over the file.
+    """
+    from pockettune.llamacpp import complete
+
+    file = Path(file)
+    card = json.loads(Path(run_card).read_text(encoding="utf-8")) if run_card else {}
+    card["exports"] = [line for line in card.get("exports", []) if line["file"] != file.name]
+    prompts = [task.to_example(row)["prompt"] for row in rows]
+    grammars = grammar and [grammar(row) for row in rows]
+    try:
+        _check_stop(file, tokenizer)
+        speeds = _check_tokens(file, adapter, tokenizer, prompts, [r["completion"] for r in reference])
+        answers = complete(file, tokenizer, prompts, max_new_tokens, grammar=grammars, adapter=adapter)
+        results = score_completions(*zip(*answers, strict=True), rows, task, known=known)
+        table = compare(reference, results).rename(columns={"base": "tuned", "tuned": "exported"})
+        for name in reference[0]["scores"]:
+            sign = -100 if name == "capped" else 100
+            pairs = zip(reference, results, strict=True)
+            lost, low, _ = intervals([sign * (a["scores"][name] - b["scores"][name]) for a, b in pairs])
+            if lost > limit and low > 0:
+                raise ValueError(
+                    f"{file.name} is worse than the tuned model: {name} lost {lost:.1f} points on {len(rows)} rows, {limit:g} "
+                    f"are allowed. Choose a wider quantization (q8_0, bf16)\n{table}"
+                )
+    except ValueError:
+        if adapter is None:
+            os.replace(file, f"{file}.refused")
+        if run_card:
+            write_text(run_card, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+        raise
+    if run_card:
+        with file.open("rb") as data:
+            digest = hashlib.file_digest(data, "sha256").hexdigest()
+        line = {"file": file.name, "bytes": file.stat().st_size, "sha256": digest, "adapter": adapter is not None}
+        card["exports"].append(line | speeds | {"rows": len(rows), "scores": _scores(results)})
+        write_text(run_card, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    return table
+
+
+def _check_stop(file: Path, tokenizer) -> None:
+    """Raise ValueError unless the file names the token that ended the answers in training."""
+    from gguf import GGUFReader, TokenType
+
+    stop = _turn_end(tokenizer)
+    fields = GGUFReader(file).fields
+    keys = {f"tokenizer.ggml.{key}_token_id" for key in ("eos", "eot")} & set(fields)
+    types = fields["tokenizer.ggml.token_type"]
+    control = types.parts[types.data[stop]][0] == TokenType.CONTROL
+    if not control or stop not in [fields[key].contents() for key in keys]:
+        raise ValueError(
+            f"{file.name} does not name {tokenizer.decode([stop])} as the end of an answer: it would not stop"
+        )
+
+
+def _check_tokens(file, adapter, tokenizer, prompts, answers) -> dict[str, float]:
+    """Raise ValueError unless llama.cpp reads prompts and answers as the trained model does; return how fast it is."""
+    import requests
+
+    from pockettune.llamacpp import ask, serve
+
+    server = serve(file, slots=1, tokens=2048, adapter=adapter)
+    session = requests.Session()
+    session.trust_env = False  # no proxy: the server is in this process
+
+    def post(endpoint: str, **body):
+        found = session.post(f"{server.listening_address}/{endpoint}", json=body, timeout=60)
+        return found.json() if found.ok else {}
+
+    def theirs(text: str, special: bool = False) -> list[int] | None:
+        return post("tokenize", content=text, add_special=special, parse_special=True).get("tokens")
+
+    first = tokenizer(render(tokenizer, prompts[0]), add_special_tokens=False)["input_ids"]
+    for token in set(first) & set(tokenizer.added_tokens_decoder):
+        if (found := theirs(tokenizer.decode([token]))) != [token]:
+            text = tokenizer.decode([token])
+            raise ValueError(f"the control token {text} is {found} in the file, not [{token}]: the chat would break")
+    for prompt, answer in zip(prompts, answers, strict=True):
+        text = render(tokenizer, prompt)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if theirs(text) != ids or theirs(answer) != tokenizer(answer, add_special_tokens=False)["input_ids"]:
+            raise ValueError("the file's tokenizer cuts a prompt or an answer differently than the trained one")
+        if theirs(post("apply-template", messages=prompt).get("prompt", ""), special=True) != ids:
+            raise ValueError("the file's chat template renders a prompt differently than in training, or adds a <bos>")
+    timings = ask(server, first, 64)["timings"]
+    return {
+        "prompt_tokens_per_second": round(timings["prompt_per_second"], 1),
+        "tokens_per_second": round(timings["predicted_per_second"], 1),
+    }
+
+
+def main(run: str, task_name: str, train_file: str, eval_file: str, quantization: str = "q8_0", n: int = 16) -> None:
+    """Export the adapters of a finished notebook run, let the file answer n held-out rows, and print both scores."""
+    from importlib import import_module
+
+    from pockettune.evaluation import evaluate
+    from pockettune.rows import load_rows
+
+    task, folder = import_module(f"pockettune.tasks.{task_name}"), Path(run)
+    card, file = folder / "run_card.json", folder / f"{task_name}-{quantization}.gguf"
+    rows = random.Random(3407).sample(load_rows(eval_file), n)
+    prompts = [task.to_example(row)["prompt"] for row in rows[:3]]
+    answers = tuple(task.to_example(row)["completion"][0]["content"] for row in load_rows(train_file))
+    options = {"grammar": getattr(task, "grammar", None), "known": answers, "max_new_tokens": 176}
+    model, tokenizer = load_model(str(folder / "model"))
+    reference = evaluate(model, tokenizer, rows, task, **options)
+    whole = merge(model, tokenizer, folder / "merged", prompts)
+    export_gguf(whole, file, quantization, run_card=card, example=prompts[0])
+    print(check_export(file, tokenizer, rows, task, reference, run_card=card, **options))
+    print(f"\n{file}: {file.stat().st_size / 1e6:.0f} MB; {file.with_suffix('.md')} says how to ask it")
