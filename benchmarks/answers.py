@@ -1,9 +1,9 @@
 """How fast are answers? The same complaints answered in six ways; prints rows a second and ratios to one by one.
 
-python benchmarks/answers.py [FOLDER] [--rows N] [--alone N]
+python benchmarks/answers.py [FOLDER] [--rows N] [--alone M]
 
-FOLDER holds adapters that the complaint notebook saved; without it a model is tuned for 150 steps first, which wants
-a GPU. N rows of the evaluation set (all), of which the first M (--alone, 24) are also answered one by one.
+FOLDER holds adapters that the complaint notebook saved, or a whole model; without it a model is tuned for 150 steps
+first, which wants a GPU. N rows of the evaluation set (all), of which the first M (--alone, 24) are also answered one by one.
 """
 
 import argparse
@@ -84,15 +84,20 @@ def continuous(folder: str, rows: int, alone: int) -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    base = AutoModelForCausalLM.from_pretrained(embedded.ensure(), dtype=dtype, attn_implementation="sdpa")
-    model = PeftModel.from_pretrained(base, folder).merge_and_unload().to(device).eval()
+    adapters = (Path(folder) / "adapter_config.json").is_file()
+    base = embedded.ensure() if adapters else folder
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation="sdpa").to(device)
+    if adapters:
+        model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    model.eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [
         render(tokenizer, complaints.to_example(row)["prompt"])
         for row in pt.load_rows("data/complaints_eval.jsonl", rows)
     ]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    config = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, eos_token_id=[1, 106], pad_token_id=0)
+    stops = {"eos_token_id": model.generation_config.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, **stops)
 
     def answer(ids):
         found = model.generate_batch(inputs=ids, generation_config=config, progress_bar=False)
@@ -125,19 +130,24 @@ def main() -> None:
         for part in ["with_unsloth", "continuous"] if options.folder else ["tuned", "with_unsloth", "continuous"]:
             command = [sys.executable, __file__, folder, "--part", part]
             command += ["--rows", str(options.rows), "--alone", str(options.alone)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            results += [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-            if done.returncode:
-                print(f"{part} failed:\n{done.stderr[-2000:]}", flush=True)
-    first = next((r for r in results if r["name"] == "one by one"), None)
-    if first is None:
-        sys.exit("without the answers one by one there is nothing to compare with")
-    print("| | rows | rows a second | x one by one | as one by one |\n|---|---|---|---|---|")
-    for r in results:
-        n, speed = len(r["answers"]), len(r["answers"]) / r["s"]
-        same = sum(a == b for a, b in zip(first["answers"], r["answers"], strict=False))
-        times = speed / (len(first["answers"]) / first["s"])
-        print(f"| {r['name']} | {n} | {speed:.2f} | {times:.1f} | {same} of {len(first['answers'])} |")
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+                for line in running.stdout:
+                    if line.startswith("RESULT "):
+                        results.append(json.loads(line[7:]))
+                        print(*show(results[-1], results[0]), sep=" | ", flush=True)
+            if running.returncode:
+                print(f"{part} failed", flush=True)
+    print("\n| | rows | rows a second | x one by one | as one by one |\n|---|---|---|---|---|")
+    for result in results:
+        print("| " + " | ".join(show(result, results[0])) + " |")
+
+
+def show(result: dict, first: dict) -> list[str]:
+    """Name, rows, rows a second, that over the first way's, and how many of its answers are the same."""
+    n, alone = len(result["answers"]), len(first["answers"])
+    same = sum(a == b for a, b in zip(first["answers"], result["answers"], strict=False))
+    times = (n / result["s"]) / (alone / first["s"])
+    return [result["name"], str(n), f"{n / result['s']:.2f}", f"{times:.1f}", f"{same} of {alone}"]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One tuning job, from a fresh process to a saved model, done in several ways; prints seconds by phase and ratios to ours.
 
 python benchmarks/speed.py roast|complaints [--warm] [CONTENDER ...]      all on one machine, in shuffled order
+python benchmarks/speed.py roast|complaints bound                         the steps alone (GPU)
 
 Every contender gets the same rows, epochs, rank, learning rate and model folder, a process of its own and, unless --warm
 is given, empty compile caches; with --warm each runs twice and the second run counts. The model of "complaints" has
@@ -201,6 +202,30 @@ def ours(folder, work, clock):
 CONTENDERS = {c.__name__: c for c in (tutorial, trl, unsloth, ours)}
 
 
+def bound(job_name: str, folder: str, steps: int = 50) -> None:
+    """Print how fast one recorded step is replayed with nothing around it: eight rows of 256 tokens, no padding, no optimizer."""
+    import torch
+
+    trainer, _ = ours(folder, work := job(job_name), Clock())
+    rows = [trainer.train_dataset[i] for i in range(BATCH)]
+    labelled = sum(label != -100 for row in rows for label in row["labels"]) // BATCH
+    rows = [{"input_ids": (row["input_ids"] * 9)[-256:]} for row in rows]
+    batch = trainer.data_collator(
+        [row | {"labels": [-100] * (256 - labelled) + row["input_ids"][-labelled:]} for row in rows]
+    )
+    for count in (3, steps):  # a plain pass, the recording, a replay; then those that count
+        torch.cuda.synchronize()
+        start = time.time()
+        for _ in range(count):
+            trainer.training_step(trainer.model, dict(batch), labelled * BATCH)
+        torch.cuda.synchronize()
+    ms = 1000 * (time.time() - start) / steps
+    peak = torch.cuda.max_memory_allocated() / 1e9
+    print(
+        f"the bound of {job_name}, r={work['rank']}: {ms:.1f} ms a step, {BATCH * 256 / ms * 1000:.0f} tok/s, {peak:.2f} GB"
+    )
+
+
 def contend(name: str, job_name: str, folder: str) -> None:
     """Run one contender in this process and print its line."""
     clock = Clock()
@@ -282,6 +307,8 @@ def main(words: list[str]) -> None:
         import qwen3
 
         folder = str(qwen3.write("outputs/qwen3_geometry"))
+    if names == ["bound"]:
+        return bound(job_name, folder)
     table(race(job_name, names or list(CONTENDERS), folder, "--warm" in words))
 
 
