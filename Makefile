@@ -6,10 +6,11 @@ COMPLAINTS := outputs/02_complaint_extraction
 OWN := $(if $(EXPORT),-p strava_export "$(EXPORT)")
 REPORT = @$(BIN)/python -c 'from pockettune.evaluation import show_report; show_report("$(1)")'
 EXPORTED = @$(BIN)/python -c 'from pockettune.export import main; main("$(1)", "$(2)", "data/$(3).jsonl", "data/$(3)_eval.jsonl")'
+LITERT = @$(BIN)/python -c 'from pockettune.export import main; main("$(1)", "$(2)", "data/$(3).jsonl", "data/$(3)_eval.jsonl", "litertlm")'
 PAPERMILL := $(BIN)/papermill --kernel python3 --no-log-output
 
 .DEFAULT_GOAL := help
-.PHONY: help setup roast roast-gpu roast-article complaints complaints-gpu phone phone-complaints data test lint notebooks settings clean
+.PHONY: help setup roast roast-gpu roast-article complaints complaints-gpu phone phone-complaints litert litert-complaints data test test-litert lint notebooks settings clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -57,12 +58,32 @@ phone: setup  ## write the last `make roast` as a GGUF file, and let it answer h
 phone-complaints: setup  ## the same for the last `make complaints`
 	$(call EXPORTED,$(COMPLAINTS),complaints,complaints)
 
+.venv-litert/ready: requirements-litert.txt
+	$(PYTHON) -m venv .venv-litert
+	.venv-litert/bin/python -m pip install --quiet --upgrade pip
+	.venv-litert/bin/python -m pip install --quiet -r requirements-litert.txt
+	@touch $@
+
+litert: setup .venv-litert/ready  ## write the last `make roast` for AI Edge Gallery, and let that file answer held-out runs
+	$(call LITERT,$(ROAST),roast,strava_roasts)
+
+litert-complaints: setup .venv-litert/ready  ## the same for the last `make complaints`
+	$(call LITERT,$(COMPLAINTS),complaints,complaints)
+
+bulk: setup  ## read a whole file with the last `make complaints`: make bulk SOURCE=mine.csv TEXT=column
+	@mkdir -p outputs
+	$(PAPERMILL) notebooks/03_bulk_extraction.ipynb outputs/03_bulk_extraction.ipynb -p source "$(or $(SOURCE),data/complaints_own.csv)" \
+		-p text_column "$(or $(TEXT),内容)" $(if $(MODEL),-p model "$(MODEL)")
+
 data: .venv/ready-dev  ## write the complaints anew from their generators, byte for byte
 	$(BIN)/python data/complaints/generate.py
 	$(BIN)/python data/complaints_eval/generate.py
 
-test: lint  ## lint, unit tests, and both notebooks at a few steps
+test: lint  ## lint, unit tests, and the notebooks at a few steps
 	$(BIN)/python -m pytest
+
+test-litert: .venv/ready-dev .venv-litert/ready  ## write a .litertlm file of the real model and let it answer (five minutes)
+	POCKETTUNE_TEST_LITERT=1 $(BIN)/python -m pytest tests/test_litert.py
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .
@@ -77,4 +98,4 @@ settings: setup  ## compare training settings on held-out rows (GPU)
 	$(BIN)/python benchmarks/complaint_settings.py
 
 clean:  ## remove the environment and all outputs
-	rm -rf .venv outputs
+	rm -rf .venv .venv-litert outputs

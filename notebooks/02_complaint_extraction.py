@@ -93,6 +93,9 @@ seed: int = 3407  # order of the rows
 report_to: str = "none"  # a tracker of the run: swanlab (kept offline), trackio, wandb or tensorboard
 max_new_tokens: int = 256  # cap on an answer; the longest in the training rows has 206
 quantization: str = "q8_0"  # of the file for a phone: q8_0, q4_k_m, bf16 or f16; empty writes none
+rows_per_month: int = 20000  # texts to be read in a month, for the costs
+sensitive: str = "yes"  # whether they must stay on your machine: yes or no
+reasoning: str = "no"  # whether an answer needs a chain of steps: yes or no
 
 # %%
 environment = pt.preflight(allow_cpu=True, model_type=model_type)
@@ -300,6 +303,33 @@ if quantization:
 #
 # A grammar buys form and truth to the text, before any tuning; tuning buys the right piece. What is left in a full
 # run: the edges of complaints, and other people's names, streets and mailboxes.
+#
+# Whether to tune at all? Three questions come first. May the texts leave the machine? Complaints carry names and addresses:
+# often they may not, and then the price decides nothing. Does an answer need a chain of steps? Then a model this small
+# is the wrong tool. And what does a month cost? A row here has 150 tokens in and 89 out (means of the held-out rows); an API
+# would have to be told the rules as well, and may think, which is billed. The speed is this run's, with the untuned
+# answers that run to the limit in it, so a little too slow. Prices are list prices with their source and day, in
+# `data/prices.json`; how well those APIs extract was not measured. 2,000 yuan for labels and checks are a guess: put in your own.
+
+# %%
+card = json.loads(Path(f"{output_dir}/run_card.json").read_text(encoding="utf-8"))
+costs = pt.should_i_tune(
+    rows_per_month,
+    tokens_in=150,
+    tokens_out=89,
+    sensitive=sensitive == "yes",
+    reasoning=reasoning == "yes",
+    rows_per_second=4 * len(held_out) / card["seconds"]["evaluate"],  # four sets of answers
+    machine=next((name for name in ("T4", "H100", "H200") if name in card["device"]), "2 CPU cores"),
+    tuning_cost=2000,
+)
+print(costs.attrs["verdict"])
+pt.plot_break_even(costs)
+costs.round(2)
+
+# %% [markdown]
+# Where a coloured line crosses the thick blue one, that API begins to cost more than a model of your own; dashed ones rest on
+# prices older than 90 days, the dotted one is your volume. Where a cheap API stays below, money is no reason to tune.
 #
 # Now complaints of your own: set `own_file` (.csv, .json or .jsonl) and `own_text_column` in the parameters, run that
 # cell and the one below; nothing is tuned again. They are read on the machine that runs this notebook, on Colab

@@ -65,8 +65,8 @@ def same(answers, rows):
     )
 
 
-def gate(file, tuned, rows, same, answers, **options):
-    reference = score_completions(answers, [True] * len(rows), rows, same)
+def gate(file, tuned, rows, same, answers, reference=None, **options):
+    reference = reference or score_completions(answers, [True] * len(rows), rows, same)
     return check_export(file, tuned[1], rows, same, reference, max_new_tokens=TOKENS, **options)
 
 
@@ -113,6 +113,7 @@ def test_a_file_passes_the_gate_and_the_card_gains_a_line(merged, tuned, rows, p
     (line,) = json.loads(card.read_text())["exports"]
     assert line["bytes"] == file.stat().st_size and len(line["sha256"]) == 64 and line["tokens_per_second"] > 0
     assert line["scores"]["same"]["mean"] >= 0.75 and line["rows"] == len(rows)
+    assert 0.1 < line["peak_memory_gb"] < 4
     fields = GGUFReader(file).fields
     told = {key: field.contents() for key, field in fields.items() if key.startswith(("general.", "pockettune."))}
     assert told["general.license"] == "gemma" and told["pockettune.base_model"] == "embedded/gemma-3-270m"
@@ -179,6 +180,16 @@ def test_a_damaged_file_is_refused(damage, reason, merged, tuned, rows, same, an
     with pytest.raises(ValueError, match=reason):
         gate(file, tuned, rows, same, answers)
     assert not file.exists() and (tmp_path / "roast.gguf.refused").is_file()
+
+
+def test_what_is_not_the_files_fault_leaves_the_file(tuned, rows, same, answers, tmp_path):
+    file = tmp_path / "roast.gguf"
+    file.write_text("a file")
+    with pytest.raises(ValueError, match="3 rows and 4 results"):
+        gate(file, tuned, rows[:3], same, answers, reference=score_completions(answers, [True] * 4, rows, same))
+    with pytest.raises(ValueError, match="0 rows and 0 results"):
+        gate(file, tuned, [], same, [])
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.fixture(scope="module")

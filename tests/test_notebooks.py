@@ -15,22 +15,17 @@ import qwen3
 import yaml
 from endpoint import Server
 
-HEADINGS = [
-    "Setup",
-    "Parameters",
-    "Look at the rows",
-    "Ask the base model first",
-    "From rows to training examples",
-    "Fine-tune",
-    "Ask again",
-    "Take it with you",
-    "What we learned",
-]
-NAMES = ["01_strava_roast", "02_complaint_extraction"]
+TUNING = ["Setup", "Parameters", "Look at the rows", "Ask the base model first", "From rows to training examples"]
+TUNING += ["Fine-tune", "Ask again", "Take it with you", "What we learned"]
+HEADINGS = {
+    "01_strava_roast": TUNING,
+    "02_complaint_extraction": TUNING,
+    "03_bulk_extraction": [*TUNING[:3], "Read the file", "What came out", "What we learned"],
+}
 PREFIXES = {"01_strava_roast": "roast", "02_complaint_extraction": "complaints"}  # of their parameter files
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=HEADINGS)
 def name(request):
     return request.param
 
@@ -53,9 +48,9 @@ def test_the_ipynb_is_the_render_of_the_py(root, name, tmp_path):
     assert render.read_text() == (root / f"notebooks/{name}.ipynb").read_text(), "run: make notebooks"
 
 
-def test_it_has_the_shared_outline_and_nothing_left_over(notebook):
+def test_it_has_the_shared_outline_and_nothing_left_over(notebook, name):
     markdown = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    assert re.findall(r"^## (.*)$", markdown, re.MULTILINE) == HEADINGS
+    assert re.findall(r"^## (.*)$", markdown, re.MULTILINE) == HEADINGS[name]
     assert len(re.findall(r"^# ", markdown, re.MULTILINE)) == 1 and "By the end you will have" in markdown
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert len(code) <= 25 and not any(cell.outputs or cell.execution_count for cell in code)
@@ -79,6 +74,7 @@ def test_every_parameter_is_typed_explained_and_seen_by_papermill(root, name, no
     assert all(p["inferred_type_name"] in ("int", "float", "str") and p["help"] for p in found.values())
 
 
+@pytest.mark.parametrize("name", PREFIXES)
 def test_parameter_files_name_only_parameters_there_are(root, name):
     files = [*(root / "notebooks/parameters").glob(f"{PREFIXES[name]}_*.yaml"), root / f"tests/smoke/{name}.yaml"]
     assert len(files) >= 3
@@ -102,7 +98,7 @@ def test_the_article_file_holds_the_published_settings(root):
     }
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=PREFIXES)
 def executed(request, root, tmp_path_factory):
     """A notebook, executed as a batch job would, from another folder and with no way out of this machine.
 
@@ -152,7 +148,7 @@ def test_a_reader_sees_the_mask_the_plots_and_the_tables(executed):
     outputs = [output for cell in executed["notebook"].cells if cell.cell_type == "code" for output in cell.outputs]
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
     tables = [o.data["text/html"] for o in outputs if "text/html" in o.get("data", {})]
-    stop, count = {"01_strava_roast": ("&lt;end_of_turn&gt;", 2), "02_complaint_extraction": ("&lt;|im_end|&gt;", 3)}[
+    stop, count = {"01_strava_roast": ("&lt;end_of_turn&gt;", 2), "02_complaint_extraction": ("&lt;|im_end|&gt;", 4)}[
         executed["name"]
     ]
     assert len(pictures) == count
@@ -169,3 +165,20 @@ def test_nothing_personal_reaches_the_executed_notebook(executed):
     assert str(Path.home()) + "/" not in shown and sys.prefix not in shown, "a path of this machine"
     assert "UserWarning" not in shown
     assert not [cell for cell in executed["notebook"].cells if "traceback" in json.dumps(cell).lower()]
+
+
+def test_a_file_is_read_to_the_end(root, tmp_path, monkeypatch):
+    """The third notebook, on a tiny Qwen3 with random weights, twice: the second run finds all done."""
+    model = qwen3.write(tmp_path / "tiny", qwen3.TINY)
+    overrides = {"source": "data/complaints_own.csv", "text_column": "内容", "id_column": "编号", "model": str(model)}
+    overrides |= {"output_dir": str(tmp_path / "out"), "shard_rows": 2, "max_new_tokens": 64}
+    monkeypatch.setenv("PYTHONPATH", str(root / "tests/offline"))
+    notebook, executed = root / "notebooks/03_bulk_extraction.ipynb", tmp_path / "executed.ipynb"
+    for _ in range(2):
+        papermill.execute_notebook(notebook, executed, overrides, kernel_name="python3", progress_bar=False)
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["rows"] == 3 and [shard["rows"] for shard in manifest["shards"]] == [2, 1]
+    cells = nbformat.read(executed, as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 1
+    assert sum("text/html" in o.get("data", {}) for o in outputs) == 2

@@ -1,10 +1,12 @@
 """Pocket-sized models, tuned on your own data. Heavy libraries load only when a verb that needs them is called."""
 
+from pockettune.costs import plot_break_even, should_i_tune
 from pockettune.environment import precision, preflight
 from pockettune.evaluation import compare, compare_by, evaluate, score_completions, write_run_card
 from pockettune.export import check_export, export_gguf, export_gguf_adapter, merge
 from pockettune.generation import generate, render
 from pockettune.inspection import plot_by, plot_loss, plot_scores, show_answers, show_example, show_memory
+from pockettune.litert import export_litertlm
 from pockettune.models import load_model, save_model
 from pockettune.rows import load_rows, save_rows, split_rows, to_dataset
 from pockettune.teacher import label_rows
@@ -17,12 +19,14 @@ __all__ = [
     "evaluate",
     "export_gguf",
     "export_gguf_adapter",
+    "export_litertlm",
     "generate",
     "label_rows",
     "load_model",
     "load_rows",
     "make_trainer",
     "merge",
+    "plot_break_even",
     "plot_by",
     "plot_loss",
     "plot_scores",
@@ -32,6 +36,7 @@ __all__ = [
     "save_model",
     "save_rows",
     "score_completions",
+    "should_i_tune",
     "show_answers",
     "show_example",
     "show_memory",

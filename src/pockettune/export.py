@@ -8,6 +8,9 @@ import json
 import os
 import random
 import re
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -374,6 +377,10 @@ The whole prompt, as the model was trained on it (programs add its first token b
 """
 
 
+class _Refused(ValueError):
+    """What the gate finds wrong with a file; any other error is not the file's fault."""
+
+
 def check_export(
     file: str | Path,
     tokenizer,
@@ -388,25 +395,32 @@ def check_export(
     run_card: str | Path | None = None,
     adapter: str | Path | None = None,
 ):
-    """Answer held-out rows with an exported GGUF file itself; return its scores beside the tuned model's as a DataFrame.
+    """Answer held-out rows with an exported file itself; return its scores beside the tuned model's as a DataFrame.
 
-    `reference` are the tuned model's results on the same rows. The file must cut every prompt and answer into the
-    tokens the model was trained on, with one <bos> where it has one, and render the chat as it was trained. Raises
+    The file is GGUF, which llama.cpp answers here, or .litertlm, which LiteRT-LM answers in .venv-litert, without a
+    grammar. `reference` are the tuned model's results on the same rows. The file must cut every prompt and answer into
+    the tokens the model was trained on, with one <bos> where it has one, and render the chat as it was trained. Raises
     ValueError when it does not, or when a score falls by more than `limit` points and by more than chance may do (the
     paired 95 % interval of the loss lies above 0); the file is then renamed to .refused. With `run_card` the card
     gains a line about the file. `adapter` is a GGUF adapter to be put over the file.
     """
-    from pockettune.llamacpp import complete
-
     file = Path(file)
+    if not rows or len(rows) != len(reference):
+        raise ValueError(
+            f"{len(rows)} rows and {len(reference)} results of the tuned model: give one for each, and some"
+        )
+    if adapter and file.suffix == ".litertlm":
+        raise ValueError(f"{file.name} takes no adapter: merge it and export the whole")
     card = json.loads(Path(run_card).read_text(encoding="utf-8")) if run_card else {}
     card["exports"] = [line for line in card.get("exports", []) if line["file"] != file.name]
     prompts = [task.to_example(row)["prompt"] for row in rows]
     grammars = grammar and [grammar(row) for row in rows]
+    completions = [r["completion"] for r in reference]
     try:
-        _check_stop(file, tokenizer)
-        speeds = _check_tokens(file, adapter, tokenizer, prompts, [r["completion"] for r in reference])
-        answers = complete(file, tokenizer, prompts, max_new_tokens, grammar=grammars, adapter=adapter)
+        if file.suffix == ".litertlm":
+            answers, measured = _ask_litertlm(file, tokenizer, prompts, completions, max_new_tokens, grammars)
+        else:
+            answers, measured = _ask_gguf(file, tokenizer, prompts, completions, max_new_tokens, grammars, adapter)
         results = score_completions(*zip(*answers, strict=True), rows, task, known=known)
         table = compare(reference, results).rename(columns={"base": "tuned", "tuned": "exported"})
         for name in reference[0]["scores"]:
@@ -414,11 +428,11 @@ def check_export(
             pairs = zip(reference, results, strict=True)
             lost, low, _ = intervals([sign * (a["scores"][name] - b["scores"][name]) for a, b in pairs])
             if lost > limit and low > 0:
-                raise ValueError(
+                raise _Refused(
                     f"{file.name} is worse than the tuned model: {name} lost {lost:.1f} points on {len(rows)} rows, {limit:g} "
-                    f"are allowed. Choose a wider quantization (q8_0, bf16)\n{table}"
+                    f"are allowed. A GGUF file of q8_0 or bf16 is nearer to it\n{table}"
                 )
-    except ValueError:
+    except _Refused:
         if adapter is None:
             os.replace(file, f"{file}.refused")
         if run_card:
@@ -428,33 +442,34 @@ def check_export(
         with file.open("rb") as data:
             digest = hashlib.file_digest(data, "sha256").hexdigest()
         line = {"file": file.name, "bytes": file.stat().st_size, "sha256": digest, "adapter": adapter is not None}
-        card["exports"].append(line | speeds | {"rows": len(rows), "scores": _scores(results)})
+        card["exports"].append(line | measured | {"rows": len(rows), "scores": _scores(results)})
         write_text(run_card, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     return table
 
 
-def _check_stop(file: Path, tokenizer) -> None:
-    """Raise ValueError unless the file names the token that ended the answers in training."""
-    from gguf import GGUFReader, TokenType
+def _ask_gguf(file, tokenizer, prompts, completions, max_new_tokens, grammars, adapter) -> tuple[list, dict]:
+    """Let llama.cpp answer, if it reads texts as the trained model does; also its speed and memory for one row."""
+    from pockettune.llamacpp import complete
 
-    stop = _turn_end(tokenizer)
-    fields = GGUFReader(file).fields
-    keys = {f"tokenizer.ggml.{key}_token_id" for key in ("eos", "eot")} & set(fields)
-    types = fields["tokenizer.ggml.token_type"]
-    control = types.parts[types.data[stop]][0] == TokenType.CONTROL
-    if not control or stop not in [fields[key].contents() for key in keys]:
-        raise ValueError(
-            f"{file.name} does not name {tokenizer.decode([stop])} as the end of an answer: it would not stop"
-        )
+    _check_stop(file, tokenizer, _gguf_ends(file))
+    _check_gguf_tokens(file, tokenizer, prompts, completions)
+    answers = complete(file, tokenizer, prompts, max_new_tokens, grammar=grammars, adapter=adapter)
+    ids = tokenizer(render(tokenizer, prompts[0]), add_special_tokens=False)["input_ids"]
+    # In a process of its own: here the file would take memory that training gave back, and seem to need none.
+    script = (
+        "import json, sys; from pockettune.export import _measure; print(json.dumps(_measure(*json.load(sys.stdin))))"
+    )
+    request = json.dumps([str(file), adapter and str(adapter), ids])
+    call = subprocess.run([sys.executable, "-c", script], input=request, stdout=subprocess.PIPE, text=True, check=True)
+    return answers, json.loads(call.stdout.splitlines()[-1])
 
 
-def _check_tokens(file, adapter, tokenizer, prompts, answers) -> dict[str, float]:
-    """Raise ValueError unless llama.cpp reads prompts and answers as the trained model does; return how fast it is."""
+def _check_gguf_tokens(file, tokenizer, prompts, completions) -> None:
     import requests
 
-    from pockettune.llamacpp import ask, serve
+    from pockettune.llamacpp import serve
 
-    server = serve(file, slots=1, tokens=2048, adapter=adapter)
+    server = serve(file, slots=1, tokens=2048)
     session = requests.Session()
     session.trust_env = False  # no proxy: the server is in this process
 
@@ -462,44 +477,135 @@ def _check_tokens(file, adapter, tokenizer, prompts, answers) -> dict[str, float
         found = session.post(f"{server.listening_address}/{endpoint}", json=body, timeout=60)
         return found.json() if found.ok else {}
 
-    def theirs(text: str, special: bool = False) -> list[int] | None:
+    def cut(text: str, special: bool = False) -> list[int] | None:
         return post("tokenize", content=text, add_special=special, parse_special=True).get("tokens")
 
-    first = tokenizer(render(tokenizer, prompts[0]), add_special_tokens=False)["input_ids"]
-    for token in set(first) & set(tokenizer.added_tokens_decoder):
-        if (found := theirs(tokenizer.decode([token]))) != [token]:
-            text = tokenizer.decode([token])
-            raise ValueError(f"the control token {text} is {found} in the file, not [{token}]: the chat would break")
-    for prompt, answer in zip(prompts, answers, strict=True):
-        text = render(tokenizer, prompt)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if theirs(text) != ids or theirs(answer) != tokenizer(answer, add_special_tokens=False)["input_ids"]:
-            raise ValueError("the file's tokenizer cuts a prompt or an answer differently than the trained one")
-        if theirs(post("apply-template", messages=prompt).get("prompt", ""), special=True) != ids:
-            raise ValueError("the file's chat template renders a prompt differently than in training, or adds a <bos>")
-    timings = ask(server, first, 64)["timings"]
+    control, texts = _to_read(tokenizer, prompts, completions)
+    rendered = [cut(post("apply-template", messages=prompt).get("prompt", ""), special=True) for prompt in prompts]
+    _check_tokens(tokenizer, control, texts, {text: cut(text) for text in [*control, *texts]}, rendered)
+
+
+def _measure(file: str, adapter: str | None, ids: list[int]) -> dict[str, float]:
+    """Tokens a second and GB of memory that llama.cpp takes to answer one prompt of at most 2048 tokens."""
+    import psutil
+
+    from pockettune.llamacpp import ask, serve
+
+    process, done = psutil.Process(), threading.Event()
+    before = most = process.memory_info().rss
+
+    def look():
+        nonlocal most
+        while not done.wait(0.02):
+            most = max(most, process.memory_info().rss)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        timings = ask(serve(file, slots=1, tokens=2048, adapter=adapter), ids, 64)["timings"]
+    finally:
+        done.set()
+        thread.join()
     return {
         "prompt_tokens_per_second": round(timings["prompt_per_second"], 1),
         "tokens_per_second": round(timings["predicted_per_second"], 1),
+        "peak_memory_gb": round((most - before) / 1e9, 2),
     }
 
 
-def main(run: str, task_name: str, train_file: str, eval_file: str, quantization: str = "q8_0", n: int = 16) -> None:
-    """Export the adapters of a finished notebook run, let the file answer n held-out rows, and print both scores."""
+def _ask_litertlm(file, tokenizer, prompts, completions, max_new_tokens, grammars) -> tuple[list, dict]:
+    """The same by LiteRT-LM; the memory is that of its process, the speed the median over all rows."""
+    from pockettune.litert import ask
+
+    control, texts = _to_read(tokenizer, prompts, completions)
+    found = ask(file, tokenizer, prompts, max_new_tokens, grammars, [*control, *texts])
+    bos = [tokenizer.bos_token_id]
+    _check_stop(file, tokenizer, [ids[0] for ids in found["stops"] if len(ids) == 1])
+    ids = dict(zip([*control, *texts], found["ids"], strict=True))
+    _check_tokens(tokenizer, control, texts, ids, [bos + rest for rest in found["rendered"]])
+    wanted = [len(ids[text]) for text in texts[: len(prompts)]]
+    if [found["bos"]] != bos or found["prompt_lengths"] != wanted:
+        raise _Refused(
+            f"the file begins with token {found['bos']} and reads prompts of {found['prompt_lengths']} tokens, not with "
+            f"{bos[0]} and {wanted}: a <bos> is lost or doubled"
+        )
+    names = ("prompt_tokens_per_second", "tokens_per_second", "peak_memory_gb")
+    return found["answers"], {name: round(found[name], 2 if name == names[-1] else 1) for name in names}
+
+
+def _to_read(tokenizer, prompts, completions) -> tuple[dict[str, int], list[str]]:
+    """What a file must cut as the trained model does: the control tokens of a prompt, and all prompts and answers."""
+    texts = [render(tokenizer, prompt) for prompt in prompts]
+    first = set(tokenizer(texts[0], add_special_tokens=False)["input_ids"]) & set(tokenizer.added_tokens_decoder)
+    return {tokenizer.decode([token]): token for token in first}, [*texts, *completions]
+
+
+def _check_tokens(tokenizer, control: dict[str, int], texts: list[str], theirs: dict, rendered: list) -> None:
+    """Raise unless a file's ids of each text, and of the prompts by its own chat template, are the trained model's."""
+    for text, token in control.items():
+        if theirs[text] != [token]:
+            raise _Refused(
+                f"the control token {text} is {theirs[text]} in the file, not [{token}]: the chat would break"
+            )
+    own = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    if [theirs[text] for text in texts] != own:
+        raise _Refused("the file's tokenizer cuts a prompt or an answer differently than the trained one")
+    if rendered != own[: len(rendered)]:
+        raise _Refused("the file's chat template renders a prompt differently than in training, or adds a <bos>")
+
+
+def _check_stop(file: Path, tokenizer, named: list[int]) -> None:
+    """Raise unless the token that ended the answers in training is among those that a file names."""
+    if (stop := _turn_end(tokenizer)) not in named:
+        raise _Refused(
+            f"{file.name} does not name {tokenizer.decode([stop])} as the end of an answer: it would not stop"
+        )
+
+
+def _gguf_ends(file: Path) -> list[int]:
+    """The control tokens that a GGUF file names as ends; gguf's reader would walk all the vocabulary, for ten seconds."""
+    import mmap
+    import struct
+
+    from gguf import TokenType
+
+    with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        keys = [f"tokenizer.ggml.{key}".encode() for key in ("eos_token_id", "eot_token_id", "token_type")]
+        *ends, types = [at + len(key) for key in keys if (at := data.find(key)) >= 0]
+        named = [struct.unpack_from("<4xI", data, end)[0] for end in ends]  # after the value's type
+        kinds = types + 16  # after the types of the array and of its items, and their number
+        return [token for token in named if struct.unpack_from("<i", data, kinds + 4 * token)[0] == TokenType.CONTROL]
+
+
+def main(run: str, task_name: str, train_file: str, eval_file: str, kind: str = "q8_0", n: int = 16) -> None:
+    """Export the adapters of a finished notebook run, let the file answer n held-out rows, and print both scores.
+
+    `kind` is a quantization of GGUF, or litertlm.
+    """
     from importlib import import_module
 
     from pockettune.evaluation import evaluate
+    from pockettune.litert import export_litertlm
     from pockettune.rows import load_rows
 
     task, folder = import_module(f"pockettune.tasks.{task_name}"), Path(run)
-    card, file = folder / "run_card.json", folder / f"{task_name}-{quantization}.gguf"
+    litert = kind == "litertlm"
+    card, file = folder / "run_card.json", folder / (f"{task_name}.litertlm" if litert else f"{task_name}-{kind}.gguf")
     rows = random.Random(3407).sample(load_rows(eval_file), n)
     prompts = [task.to_example(row)["prompt"] for row in rows[:3]]
-    answers = tuple(task.to_example(row)["completion"][0]["content"] for row in load_rows(train_file))
-    options = {"grammar": getattr(task, "grammar", None), "known": answers, "max_new_tokens": 176}
+    options = {"max_new_tokens": 176}
+    if not hasattr(task, "grammar"):  # answers in its own words, which must not be training answers
+        options["known"] = tuple(task.to_example(row)["completion"][0]["content"] for row in load_rows(train_file))
+    elif not litert:  # LiteRT-LM takes none: then both answer without
+        options["grammar"] = task.grammar
     model, tokenizer = load_model(str(folder / "model"))
     reference = evaluate(model, tokenizer, rows, task, **options)
     whole = merge(model, tokenizer, folder / "merged", prompts)
-    export_gguf(whole, file, quantization, run_card=card, example=prompts[0])
+    del model  # the export may want the memory
+    if litert:
+        export_litertlm(whole, file)
+    else:
+        export_gguf(whole, file, kind, run_card=card, example=prompts[0])
     print(check_export(file, tokenizer, rows, task, reference, run_card=card, **options))
-    print(f"\n{file}: {file.stat().st_size / 1e6:.0f} MB; {file.with_suffix('.md')} says how to ask it")
+    said = "import it in AI Edge Gallery" if litert else f"{file.with_suffix('.md')} says how to ask it"
+    print(f"\n{file}: {file.stat().st_size / 1e6:.0f} MB; {said}")

@@ -1,8 +1,7 @@
-"""Rows: JSON Lines in and out, CSV in, seeded splits that keep related rows together, rows to a Dataset."""
+"""Rows: JSON Lines in and out, CSV and Parquet in, seeded splits that keep related rows together, rows to a Dataset."""
 
 import contextlib
 import csv
-import io
 import json
 import os
 import random
@@ -12,73 +11,106 @@ from pathlib import Path
 
 
 def load_rows(path: str | Path, limit: int = -1, read: Callable[[dict], dict] | None = None) -> list[dict]:
-    """Read a .jsonl, .json or .csv file, the first `limit` rows of it (all by default), each through `read` if given.
+    """Read a .jsonl, .json, .csv or .parquet file, the first `limit` rows of it (all by default), each through `read` if given.
 
-    Raises FileNotFoundError, or ValueError naming the line (of .json the row) that is wrong; it never quotes a row.
+    Raises FileNotFoundError, or ValueError naming the line (of .json and .parquet the row) that is wrong; it never quotes a row.
+    """
+    rows, name = [], Path(path).name
+    for number, row in records(path):
+        if len(rows) == limit:
+            break
+        if isinstance(row, ValueError):
+            raise ValueError(f"{name}, line {number}: {row}")
+        try:
+            rows.append(read(row) if read else row)
+        except ValueError as error:
+            raise ValueError(f"{name}, line {number}: {error}") from None
+    if not rows and limit != 0:
+        raise ValueError(f"{name} holds no rows")
+    return rows
+
+
+def records(path: str | Path) -> Iterator[tuple[int, dict | ValueError]]:
+    """Read a file row by row, each with its line; in the place of one that cannot be read stands a ValueError.
+
+    Memory does not grow with the file, but for .json, which is read whole.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path.name} in {path.parent.resolve().name}/: give the path of a .jsonl file")
     suffix = path.suffix.lower()
-    if suffix not in (records := {".jsonl": _json_lines, ".json": _json_array, ".csv": _table}):
-        raise ValueError(f"{path.name} is none of {', '.join(records)}")
-    rows = []
-    for number, row in records[suffix](path):
-        if len(rows) == limit:
-            break
-        if not isinstance(row, dict):
-            raise ValueError(f"{path.name}, line {number}: expected a JSON object, found {type(row).__name__}")
-        try:
-            rows.append(read(row) if read else row)
-        except ValueError as error:
-            raise ValueError(f"{path.name}, line {number}: {error}") from None
-    if not rows and limit != 0:
-        raise ValueError(f"{path.name} holds no rows")
-    return rows
+    readers = {".jsonl": _json_lines, ".json": _json_array, ".csv": _table, ".parquet": _parquet}
+    if suffix not in readers:
+        raise ValueError(f"{path.name} is none of {', '.join(readers)}")
+    for number, row in readers[suffix](path):
+        known = isinstance(row, dict | ValueError)
+        yield number, row if known else ValueError(f"expected a JSON object, found {type(row).__name__}")
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
-    for number, line in enumerate(io.StringIO(_text(path)), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path.name}, line {number}: not JSON ({error.msg} at column {error.colno})"
-                ) from None
+    with _open(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    row = _decoded(line) or json.loads(line)
+                except json.JSONDecodeError as error:
+                    row = ValueError(f"not JSON ({error.msg} at column {error.colno})")
+                yield number, row
 
 
 def _json_array(path: Path) -> Iterator[tuple[int, object]]:
-    try:
-        rows = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name}, line {error.lineno}: not JSON ({error.msg})") from None
+    with _open(path) as file:
+        try:
+            rows = json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path.name}, line {error.lineno}: not JSON ({error.msg})") from None
     if not isinstance(rows, list):
         raise ValueError(f"{path.name}: expected an array of objects, found {type(rows).__name__}")
     yield from enumerate(rows, 1)
 
 
-def _table(path: Path) -> Iterator[tuple[int, dict]]:
+def _table(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
     """The rows of a CSV file with a header."""
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
-    try:
-        for row in reader:
-            if None in row:
-                raise ValueError(
-                    f"{path.name}, line {reader.line_num}: more cells than columns; quote texts with commas"
-                )
+    with _open(path) as file:
+        reader = csv.DictReader(file, strict=True)
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                row = ValueError(str(error))
+            else:
+                if None in row:
+                    row = ValueError("more cells than columns; quote texts with commas")
+                else:
+                    row = _decoded("".join(filter(None, row.values()))) or row
             yield reader.line_num, row
-    except csv.Error as error:
-        raise ValueError(f"{path.name}, line {reader.line_num}: {error}") from None
 
 
-def _text(path: Path) -> str:
-    """A file's text, in UTF-8 or, as Chinese spreadsheets write it, in GB18030."""
-    content = path.read_bytes()
+def _parquet(path: Path) -> Iterator[tuple[int, dict]]:
+    from pyarrow import parquet
+
+    batches = parquet.ParquetFile(path).iter_batches(1000)
+    yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+
+
+def _open(path: Path):
+    """Open a text file in UTF-8 or, as Chinese spreadsheets write it, in GB18030."""
     for encoding in ("utf-8-sig", "gb18030"):
-        with contextlib.suppress(UnicodeDecodeError):
-            return content.decode(encoding)
-    raise ValueError(f"{path.name} is neither UTF-8 nor GB18030: save it as UTF-8")
+        with contextlib.suppress(UnicodeDecodeError), path.open(encoding=encoding, newline="") as file:
+            while file.read(1 << 20):
+                pass
+            return path.open(encoding=encoding, newline="")
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _decoded(text: str) -> ValueError | None:
+    """What is wrong with a text whose bytes were in no known encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return ValueError("neither UTF-8 nor GB18030: save the file as UTF-8")
 
 
 def save_rows(path: str | Path, rows: Iterable[dict]) -> Path:

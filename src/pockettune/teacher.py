@@ -111,7 +111,7 @@ def _run(todo, teacher, out, side, done, concurrency, max_failure_share, price) 
                 answer = future.result()
                 refused += answer.label is None
                 read, written = read + answer.tokens[0], written + answer.tokens[1]
-                cost = f"${_cost(price, read, written):.4f}" if price else "no price known"
+                cost = _cost(price, read, written) if price else "no price known"
                 bar.set_postfix_str(f"{refused} without a label, {read + written} tokens, {cost}")
                 bar.update()
                 if count >= 10 and refused > max_failure_share * count:
@@ -326,11 +326,13 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _price(prices: str | Path, model: str) -> dict | None:
-    return json.loads(Path(prices).read_text(encoding="utf-8"))["models"].get(model) if Path(prices).is_file() else None
+    known = json.loads(Path(prices).read_text(encoding="utf-8"))["apis"] if Path(prices).is_file() else []
+    return next((entry for entry in known if entry["model"] == model), None)
 
 
-def _cost(price: dict, read: int, written: int) -> float:
-    return (read * price["input"] + written * price["output"]) / 1e6
+def _cost(price: dict, read: int, written: int) -> str:
+    cost = (read * price["input_per_million"] + written * price["output_per_million"]) / 1e6
+    return f"{'$' if price['currency'] == 'USD' else '¥'}{cost:.4f}"
 
 
 def _show_cost(todo: dict, task: ModuleType, model: str, price: dict | None) -> None:
@@ -339,6 +341,6 @@ def _show_cost(todo: dict, task: ModuleType, model: str, price: dict | None) -> 
     written = 100 * len(todo)
     print(f"{len(todo)} calls to {model}, about {read} tokens read and {written} written", end="")
     if price:
-        print(f": ${_cost(price, read, written):.4f} at the price of {price['date']}, more if the model thinks first")
+        print(f": {_cost(price, read, written)} at the price of {price['read']}, more if the model thinks first")
     else:
         print("; data/prices.json has no price for it")

@@ -79,25 +79,33 @@ def score(completion: str, row: dict, *, capped: bool = False, known: tuple[str,
     `name` to `question` are exact matches, `all_exact` all four; `nulls` asks that null stands where, and only where,
     nothing is given; `grounded` that every value stands in the text; `question_f1` is the F1 of character pairs.
     """
-    truth, text = json.loads(row["output"]), _text(row)
-    answer, valid = parse(completion)
-    schema = (
-        isinstance(answer, dict)
-        and set(answer) == set(FIELDS)
-        and all(value is None or (isinstance(value, str) and value) for value in answer.values())
-    )
-    found = answer if schema else dict.fromkeys(FIELDS, 0)  # 0 equals no value
-    exact = {field: float(found[field] == truth[field]) for field in FIELDS}
+    truth, found = json.loads(row["output"]), fields(completion, row)
+    schema = found.pop("valid")
+    grounded = found.pop("grounded")
+    exact = {field: float(schema and found[field] == truth[field]) for field in FIELDS}
     return {
-        "valid_json": float(valid),
+        "valid_json": float(parse(completion)[1]),
         "schema": float(schema),
         **exact,
         "all_exact": float(all(exact.values())),
         "nulls": float(schema and all((found[f] is None) == (truth[f] is None) for f in FIELDS)),
-        "grounded": float(schema and all(value is None or value in text for value in found.values())),
+        "grounded": float(grounded),
         "question_f1": _f1(found["question"] or "", truth["question"] or "") if schema else 0.0,
         "capped": float(capped),
     }
+
+
+def fields(completion: str, row: dict) -> dict:
+    """The four values of an answer, None without a valid one; whether it is `valid`, and `grounded`: each value stands in the text."""
+    answer, _ = parse(completion)
+    valid = (
+        isinstance(answer, dict)
+        and set(answer) == set(FIELDS)
+        and all(value is None or (isinstance(value, str) and value) for value in answer.values())
+    )
+    found = {field: answer[field] if valid else None for field in FIELDS}
+    grounded = valid and all(value is None or value in _text(row) for value in found.values())
+    return {**found, "valid": valid, "grounded": grounded}
 
 
 def by_rules(row: dict) -> str:

@@ -1,0 +1,91 @@
+"""How fast a whole file is read: rows a second, memory, the hours a million would take, beside answers one by one.
+
+python benchmarks/bulk.py write FILE N                       N invented complaints for it (wants requirements-dev.txt)
+python benchmarks/bulk.py FILE MODEL [--seconds S] [--shard-rows N]    read it for S seconds (300), with a folder or a GGUF file
+"""
+
+import argparse
+import json
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+
+def write(file: str, n: int) -> None:
+    """Write complaints of the training generator with another seed, each once."""
+    from pockettune.rows import load_rows, save_rows
+
+    generator = runpy.run_path("data/complaints/generate.py")
+    writer = generator["Writer"](11)
+    bank = [row["question"] for row in load_rows("data/complaints/bank.jsonl")]
+    complaints, kinds, made = generator["Complaints"](writer, bank), generator["KINDS"], {}
+    while len(made) < n:
+        text, _ = generator["framed"](writer, kinds[len(made) % len(kinds)], complaints.draw())
+        made[text] = {"id": len(made), "input": text}
+    save_rows(file, made.values())
+
+
+def read(file: str, model: str, seconds: float, shard_rows: int) -> None:
+    """Read for so long, then stop it as a power cut would; print what was whole by then."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "pockettune.bulk", file, f"{out}/fields", "--model", model, "--keep", "id"]
+        process = subprocess.Popen([*command, "--shard-rows", str(shard_rows)], stderr=subprocess.DEVNULL)
+        manifest, memory, started = Path(out, "fields/manifest.json"), [], time.time()
+        while process.poll() is None and time.time() - started < seconds:
+            time.sleep(0.5)
+            done = len(json.loads(manifest.read_text())["shards"]) if manifest.exists() else 0
+            if done > len(memory):
+                memory += [psutil.Process(process.pid).memory_info().rss / 1e9] * (done - len(memory))
+        process.kill()
+        shards = json.loads(manifest.read_text())["shards"]
+    rows, failed = (sum(shard[key] for shard in shards) for key in ("rows", "failed"))
+    speeds = [shard["rows"] / shard["seconds"] for shard in shards]
+    speed = rows / sum(shard["seconds"] for shard in shards)
+    print(f"{rows} rows whole after {time.time() - started:.0f} s, {failed} without an answer; {len(shards)} shards")
+    print(
+        f"{speed:.2f} rows a second (shards {min(speeds):.2f} to {max(speeds):.2f}), a million in {1e6 / speed / 3600:.1f} h"
+    )
+    print(f"resident memory after the first shard {memory[0]:.2f} GB, after the last {memory[-1]:.2f} GB", flush=True)
+
+
+def alone(file: str, model: str, n: int) -> None:
+    """The article's loop: a row, a call."""
+    import torch
+
+    import pockettune as pt
+    from pockettune.generation import render, stop_ids
+    from pockettune.tasks import complaints
+
+    model, tokenizer = pt.load_model(model, max_seq_length=1024)
+    for i, row in enumerate(pt.load_rows(file, n + 1)):
+        if i == 1:
+            started = time.time()  # the first pays for what is made once
+        text = render(tokenizer, complaints.to_example(row)["prompt"])
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            model.generate(**ids, max_new_tokens=256, do_sample=False, max_length=None, eos_token_id=stop_ids(model))
+    print(f"one by one: {n / (time.time() - started):.2f} rows a second", flush=True)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["write"]:
+        return write(sys.argv[2], int(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file")
+    parser.add_argument("model")
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--shard-rows", type=int, default=1000)
+    parser.add_argument("--alone", type=int, default=8)
+    options = parser.parse_args()
+    read(options.file, options.model, options.seconds, options.shard_rows)
+    if options.alone and not options.model.endswith(".gguf"):
+        alone(options.file, options.model, options.alone)
+
+
+if __name__ == "__main__":
+    main()

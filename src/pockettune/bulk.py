@@ -1,0 +1,340 @@
+"""Millions of rows: a file in, shards of extracted fields out, each written once and whole.
+
+python -m pockettune.bulk complaints.csv fields --model outputs/02_complaint_extraction/model --text 内容 --keep id
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+import tempfile
+import time
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pockettune.rows import records, write_text
+
+RULES = "rules"  # in the place of a model: the task's regular expressions
+
+
+class Extractor:
+    """A model, loaded once, that turns records into rows of fields.
+
+    `model` is a folder, a hub name, "embedded/gemma-3-270m", a GGUF file that `merge` left its folder beside (llama.cpp
+    answers then, on the CPU) or "rules". `task` is the name of a module in `pockettune.tasks`, `text` the column to be read; `keep`
+    names columns to be carried over. Answers are held to the task's grammar unless `held` is False.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        task: str = "complaints",
+        text: str = "input",
+        keep: tuple[str, ...] = (),
+        held: bool = True,
+        max_new_tokens: int = 256,
+        max_seq_length: int = 1024,
+    ):
+        self.task = import_module(f"pockettune.tasks.{task}")
+        self.text, self.keep, self.held = text, tuple(keep), held
+        self.max_new_tokens, self.max_seq_length = max_new_tokens, max_seq_length
+        self.model = self.tokenizer = None
+        if model == RULES:
+            self.digests = {"model": RULES, "prompt": _digest(Path(self.task.__file__))}
+            return
+        if model.endswith(".gguf"):
+            from transformers import AutoTokenizer
+
+            self.model, self.tokenizer = model, AutoTokenizer.from_pretrained(Path(model).with_name("merged"))
+        else:
+            from pockettune.models import load_model
+
+            self.model, self.tokenizer = load_model(model, max_seq_length, lora_r=0)
+        row = self.task.read({text: "x"}, text, None)
+        asked = self._render(row) + (self.task.grammar(row) if held else "")
+        weights = sorted(Path(model).glob("*.safetensors")) or [Path(model)]
+        found = [_digest(file) for file in weights if file.is_file()]  # none of a hub name, which stands for itself
+        self.digests = {"model": _short(found) if found else model, "prompt": _short([asked])}
+
+    def __call__(self, found: list[dict | ValueError], known: dict | None = None) -> list[dict]:
+        """Make a row for each record, or for the ValueError in the place of one that could not be read.
+
+        A row has the columns kept, the task's fields, `valid`, `grounded`, `reason` (why there is no answer, or None) and
+        digests of model and prompt. Identical texts are answered once; `known` holds earlier answers and takes the new ones.
+        """
+        known = {} if known is None else known
+        rows = [self._read(record) for record in found]
+        keys = [None if isinstance(row, ValueError) else _short([self._asked(row)]) for row in rows]
+        new = {key: row for key, row in zip(keys, rows, strict=True) if key and key not in known}
+        for key, answer in zip(new, self._answer(list(new.values())), strict=True):
+            known[key] = answer
+        made = []
+        for record, row, key in zip(found, rows, keys, strict=True):
+            answer, reason = known[key] if key else (None, str(row))
+            fields = self.task.fields(answer or "", row if key else {"input": ""})
+            if answer and not fields["valid"]:
+                reason = "the answer is not valid"
+            kept = {name: record.get(name) if isinstance(record, dict) else None for name in self.keep}
+            made.append({**kept, **fields, "reason": reason, **self.digests})
+        return made
+
+    def _read(self, record: dict | ValueError) -> dict | ValueError:
+        if isinstance(record, ValueError):
+            return record
+        try:
+            row = self.task.read(record, self.text, None)
+            self._asked(row).encode()
+        except UnicodeEncodeError:
+            return ValueError("the text holds half of a character")
+        except ValueError as error:
+            return error
+        return row
+
+    def _asked(self, row: dict) -> str:
+        return json.dumps(self.task.to_example(row)["prompt"], ensure_ascii=False)
+
+    def _render(self, row: dict) -> str:
+        from pockettune.generation import render
+
+        return render(self.tokenizer, self.task.to_example(row)["prompt"])
+
+    def _answer(self, rows: list[dict]) -> list[tuple[str | None, str | None]]:
+        """An answer to each row, or None and the reason."""
+        if self.model is None:
+            return [(self.task.by_rules(row), None) for row in rows]
+        room, answers = self.max_seq_length - self.max_new_tokens, {}
+        for i, row in enumerate(rows):
+            length = len(self.tokenizer(self._render(row), add_special_tokens=False)["input_ids"])
+            if length > room:
+                answers[i] = None, f"too long: {length} tokens, at most {room} fit"
+        fit = [i for i in range(len(rows)) if i not in answers]
+        try:
+            done = self._complete([rows[i] for i in fit])
+        except (ValueError, RuntimeError) as error:  # of one row, perhaps: which?
+            done = [self._alone(rows[i]) for i in fit]
+            if not any(isinstance(cut, bool) for _, cut in done):
+                raise error
+        for i, (text, cut) in zip(fit, done, strict=True):
+            reason = f"cut off after {self.max_new_tokens} tokens" if cut is True else cut
+            answers[i] = (None, reason) if reason else (text, None)
+        return [answers[i] for i in range(len(rows))]
+
+    def _complete(self, rows: list[dict]) -> list[tuple[str, bool]]:
+        from pockettune.generation import complete
+
+        prompts = [self.task.to_example(row)["prompt"] for row in rows]
+        grammars = [self.task.grammar(row) for row in rows] if self.held else None
+        return complete(self.model, self.tokenizer, prompts, self.max_new_tokens, grammar=grammars) if rows else []
+
+    def _alone(self, row: dict) -> tuple[str, bool | str]:
+        try:
+            return self._complete([row])[0]
+        except (ValueError, RuntimeError) as error:
+            return "", f"not answered ({type(error).__name__})"
+
+
+def extract(
+    source: str | Path, out: str | Path, model: str, *, shard_rows: int = 1000, file_format: str = "jsonl", **options
+) -> dict:
+    """Answer every row of a file of any size, and write the fields to shards in the folder `out`; return its manifest.
+
+    `source` is .csv, .jsonl or .parquet; `options` go to `Extractor`. Shards have a row for each row of the source, with its
+    number there from 0, as "jsonl" or "parquet"; failed-*.jsonl beside them say which have no answer and why. Started again
+    after a crash, it goes on where it was and redoes one shard at most. Raises ValueError when `out` was begun with something
+    else, RuntimeError when a shard cannot be written or another process is writing there. No text is in any message.
+    """
+    from filelock import FileLock, Timeout
+    from tqdm import tqdm
+
+    if shard_rows < 1 or file_format not in _WRITERS:
+        raise ValueError(
+            f"shard_rows {shard_rows}, file_format {file_format!r}: at least 1, one of {', '.join(_WRITERS)}"
+        )
+    source, out = Path(source), Path(out)
+    text, first = options.get("text", "input"), next((r for _, r in records(source) if isinstance(r, dict)), {})
+    if missing := {text, *options.get("keep", ())} - set(first):
+        raise ValueError(
+            f"{source.name} has no column {', '.join(sorted(missing))}: it has {', '.join(first) or 'no rows'}"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(out / ".lock", timeout=0).acquire()
+    except Timeout:
+        raise RuntimeError(f"another process is writing to {out.name}: wait for it, or choose another folder") from None
+    with lock:
+        total = sum(1 for _ in records(source))
+        answer = Extractor(model, **options)
+        begun = {"source": source.name, "source_sha256": _digest(source), "rows": total, "shard_rows": shard_rows}
+        begun |= {"file_format": file_format, **options, **answer.digests}
+        manifest = _begin(out, json.loads(json.dumps(begun)))
+        shards, known = manifest["shards"], _Answers(out / ".answers.sqlite")
+        done, failed = min(len(shards) * shard_rows, total), sum(shard["failed"] for shard in shards)
+        found = islice((record for _, record in records(source)), done, None)
+        with tqdm(total=total, initial=done, unit=" rows", postfix={"failed": failed}) as bar:
+            while batch := list(islice(found, shard_rows)):
+                started, name = time.perf_counter(), f"{len(shards):06}"
+                rows = [{"row": done + i, **row} for i, row in enumerate(answer(batch, known))]
+                wrong = [{"row": row["row"], "reason": row["reason"]} for row in rows if row["reason"]]
+                seconds = round(time.perf_counter() - started, 2)
+                shards.append({"rows": len(rows), "failed": len(wrong), "seconds": seconds})
+                try:
+                    known.commit()
+                    if wrong:
+                        _WRITERS["jsonl"](out / f"failed-{name}.jsonl", wrong)
+                    _WRITERS[file_format](out / f"part-{name}.{file_format}", rows)
+                    write_text(out / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+                except (OSError, sqlite3.Error) as error:
+                    raise RuntimeError(
+                        f"shard {name} could not be written ({error.args[-1]}); those before it are whole: start again with more room"
+                    ) from None
+                done, failed = done + len(rows), failed + len(wrong)
+                bar.set_postfix(failed=failed, refresh=False)
+                bar.update(len(rows))
+        known.delete()
+    return manifest
+
+
+def _begin(out: Path, begun: dict) -> dict:
+    """The manifest of the same work begun earlier, or a new one."""
+    for path in out.iterdir():
+        if path.name.startswith((".part-", ".failed-", ".manifest")):
+            path.unlink()  # half a file of a process that died
+    file = out / "manifest.json"
+    if file.exists():
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if other := [key for key in {**manifest, **begun} if key != "shards" and manifest.get(key) != begun.get(key)]:
+            raise ValueError(
+                f"{out.name} was begun with another {', '.join(other)}: choose another folder, or delete it"
+            )
+        return manifest
+    if others := [path.name for path in out.iterdir() if not path.name.startswith(".")]:
+        raise ValueError(f"{out.name} holds {others[0]} and no manifest.json: choose another folder")
+    write_text(file, json.dumps({**begun, "shards": []}, indent=1, ensure_ascii=False))
+    return {**begun, "shards": []}
+
+
+class _Answers(dict):
+    """Answers by the digest of a text: those of the shard under way in memory, all others on disk."""
+
+    def __init__(self, path: Path):
+        self.path, self.base = path, sqlite3.connect(path)
+        self.base.execute("create table if not exists answers (key text primary key, answer, reason) without rowid")
+
+    def __contains__(self, key: str) -> bool:
+        return super().__contains__(key) or self[key] is not None
+
+    def __missing__(self, key: str) -> tuple | None:
+        return self.base.execute("select answer, reason from answers where key = ?", (key,)).fetchone()
+
+    def commit(self) -> None:
+        with self.base:
+            self.base.executemany("insert or ignore into answers values (?, ?, ?)", ((k, *v) for k, v in self.items()))
+        self.clear()
+
+    def delete(self) -> None:
+        self.base.close()
+        self.path.unlink()
+
+
+def extract_with_ray(
+    source: str | Path, out: str | Path, model: str, *, workers: int, batch_rows: int = 1000, gpus: float = 0, **options
+) -> None:
+    """Do the same on a Ray cluster with `workers` models at a time, `gpus` for each, by Ray Data (`pip install "ray[data]"`).
+
+    `source` and `out` are places that all machines reach; `out` gets Parquet files. Ray starts a worker that died anew and gives
+    it its rows again. Rows come in any order: name a column in `keep` to know them by.
+    """
+    import ray
+
+    class Worker(Extractor):
+        def __call__(self, batch):
+            return _table(super().__call__(batch.to_pylist()))
+
+    readers = {".csv": ray.data.read_csv, ".jsonl": ray.data.read_json, ".parquet": ray.data.read_parquet}
+    rows = readers[Path(source).suffix](str(source)).repartition(target_num_rows_per_block=batch_rows)
+    answered = rows.map_batches(
+        Worker,
+        batch_size=batch_rows,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        fn_constructor_args=[model],
+        fn_constructor_kwargs=options,
+        num_gpus=gpus,
+    )
+    answered.write_parquet(str(out))
+
+
+def _json_lines(path: Path, rows: list[dict]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+
+
+def _parquet(path: Path, rows: list[dict]) -> None:
+    from pyarrow import parquet
+
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            parquet.write_table(_table(rows), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+
+
+_WRITERS = {"jsonl": _json_lines, "parquet": _parquet}
+
+
+def _table(rows: list[dict]):
+    """Rows as an Arrow table whose types do not depend on them: columns that are kept become text."""
+    import pyarrow as pa
+
+    kinds = {"row": pa.int64(), "valid": pa.bool_(), "grounded": pa.bool_()}
+    texts = [{k: v if v is None or k in kinds else str(v) for k, v in row.items()} for row in rows]
+    return pa.Table.from_pylist(texts, pa.schema([(name, kinds.get(name, pa.string())) for name in rows[0]]))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _short(texts: list[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def main(
+    source: Annotated[Path, typer.Argument(help="a .csv, .jsonl or .parquet file")],
+    out: Annotated[Path, typer.Argument(help="the folder for the shards")],
+    model: Annotated[str, typer.Option(help="a folder, a .gguf file, a hub name, or rules")],
+    task: Annotated[str, typer.Option(help="a module of pockettune.tasks")] = "complaints",
+    text: Annotated[str, typer.Option(help="the column with the text")] = "input",
+    keep: Annotated[list[str], typer.Option(help="a column to be carried over; may be given again")] = [],  # noqa: B006
+    shard_rows: Annotated[int, typer.Option(help="rows in a shard: what a crash costs at most")] = 1000,
+    file_format: Annotated[str, typer.Option(help="of the shards: jsonl or parquet")] = "jsonl",
+    held: Annotated[bool, typer.Option(help="hold answers to the grammar of each text")] = True,
+    max_new_tokens: Annotated[int, typer.Option(help="cap on an answer")] = 256,
+    max_seq_length: Annotated[int, typer.Option(help="tokens of prompt and answer; longer texts fail")] = 1024,
+    workers: Annotated[int, typer.Option(help="so many models at a time under Ray Data, which writes Parquet")] = 0,
+    gpus: Annotated[float, typer.Option(help="GPUs for each of them")] = 0,
+) -> None:
+    """Extract fields from every row of a file, on this machine; start it again after a crash."""
+    options = {"task": task, "text": text, "keep": keep, "held": held}
+    options |= {"max_new_tokens": max_new_tokens, "max_seq_length": max_seq_length}
+    try:
+        if workers:
+            return extract_with_ray(source, out, model, workers=workers, batch_rows=shard_rows, gpus=gpus, **options)
+        manifest = extract(source, out, model, shard_rows=shard_rows, file_format=file_format, **options)
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
+        raise SystemExit(f"{error}") from None
+    failed = sum(shard["failed"] for shard in manifest["shards"])
+    print(f"{manifest['rows']} rows in {len(manifest['shards'])} shards, {failed} without an answer: {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
