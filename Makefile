@@ -10,7 +10,7 @@ LITERT = @$(BIN)/python -c 'from pockettune.export import main; main("$(1)", "$(
 PAPERMILL := $(BIN)/papermill --kernel python3 --no-log-output
 
 .DEFAULT_GOAL := help
-.PHONY: help setup roast roast-gpu roast-article complaints complaints-gpu phone phone-complaints litert litert-complaints data test test-litert lint notebooks settings clean
+.PHONY: help setup roast roast-gpu roast-article complaints complaints-gpu phone phone-complaints litert litert-complaints bulk data test test-litert lint notebooks settings clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -70,10 +70,10 @@ litert: setup .venv-litert/ready  ## write the last `make roast` for AI Edge Gal
 litert-complaints: setup .venv-litert/ready  ## the same for the last `make complaints`
 	$(call LITERT,$(COMPLAINTS),complaints,complaints)
 
-bulk: setup  ## read a whole file with the last `make complaints`: make bulk SOURCE=mine.csv TEXT=column
+bulk: setup  ## read a whole file with the last `make complaints`: make bulk SOURCE=mine.csv TEXT=column ID=column OUT=folder
 	@mkdir -p outputs
 	$(PAPERMILL) notebooks/03_bulk_extraction.ipynb outputs/03_bulk_extraction.ipynb -p source "$(or $(SOURCE),data/complaints_own.csv)" \
-		-p text_column "$(or $(TEXT),内容)" $(if $(MODEL),-p model "$(MODEL)")
+		-p text_column "$(or $(TEXT),内容)" -p id_column "$(ID)" -p output_dir "$(or $(OUT),outputs/03_bulk_extraction)" $(if $(MODEL),-p model "$(MODEL)") $(if $(TASK),-p task $(TASK))
 
 data: .venv/ready-dev  ## write the complaints anew from their generators, byte for byte
 	$(BIN)/python data/complaints/generate.py

@@ -22,7 +22,7 @@ def tuned(folder: str) -> None:
     import pockettune as pt
     from pockettune.tasks import complaints
 
-    model, tokenizer = pt.load_model(max_seq_length=768, lora_r=64)
+    model, tokenizer = pt.load_model(max_seq_length=1280, lora_r=64)
     rows = pt.to_dataset(pt.load_rows("data/complaints.jsonl", 4800), complaints.to_example)
     settings = {"learning_rate": 5e-4, "max_steps": 150, "per_device_train_batch_size": 32, "disable_tqdm": True}
     trainer = pt.make_trainer(model, tokenizer, rows, output_dir="outputs/answers", **settings)
@@ -38,7 +38,7 @@ def with_unsloth(folder: str, rows: int, alone: int) -> None:
     from pockettune.generation import render, stop_ids
     from pockettune.tasks import complaints
 
-    model, tokenizer = pt.load_model(folder, max_seq_length=768, lora_r=64)
+    model, tokenizer = pt.load_model(folder, max_seq_length=1280, lora_r=64)
     held_out = pt.load_rows("data/complaints_eval.jsonl", rows)
     prompts = [complaints.to_example(row)["prompt"] for row in held_out]
     grammars = [complaints.grammar(row) for row in held_out]

@@ -1,7 +1,8 @@
 """How fast a whole file is read: rows a second, memory, the hours a million would take, beside answers one by one.
 
 python benchmarks/bulk.py write FILE N                       N invented complaints for it (wants requirements-dev.txt)
-python benchmarks/bulk.py FILE MODEL [--seconds S] [--shard-rows N]    read it for S seconds (300), with a folder or a GGUF file
+python benchmarks/bulk.py FILE MODEL [--seconds S] [--shard-rows N] [--alone M]
+                            read it for S seconds (300) with a folder or a GGUF file, then M rows (8) one by one
 """
 
 import argparse
@@ -34,7 +35,7 @@ def read(file: str, model: str, seconds: float, shard_rows: int) -> None:
     """Read for so long, then stop it as a power cut would; print what was whole by then."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "pockettune.bulk", file, f"{out}/fields", "--model", model, "--keep", "id"]
-        process = subprocess.Popen([*command, "--shard-rows", str(shard_rows)], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([*command, "--shard-rows", str(shard_rows)])
         manifest, memory, started = Path(out, "fields/manifest.json"), [], time.time()
         while process.poll() is None and time.time() - started < seconds:
             time.sleep(0.5)
@@ -42,10 +43,13 @@ def read(file: str, model: str, seconds: float, shard_rows: int) -> None:
             if done > len(memory):
                 memory += [psutil.Process(process.pid).memory_info().rss / 1e9] * (done - len(memory))
         process.kill()
-        shards = json.loads(manifest.read_text())["shards"]
+        process.wait()
+        shards = json.loads(manifest.read_text())["shards"] if manifest.exists() else []
+    if not memory:
+        sys.exit("no shard was whole by then: give it more --seconds, or smaller --shard-rows")
     rows, failed = (sum(shard[key] for shard in shards) for key in ("rows", "failed"))
-    speeds = [shard["rows"] / shard["seconds"] for shard in shards]
-    speed = rows / sum(shard["seconds"] for shard in shards)
+    speeds = [shard["rows"] / max(shard["seconds"], 0.01) for shard in shards]
+    speed = rows / max(sum(shard["seconds"] for shard in shards), 0.01)
     print(f"{rows} rows whole after {time.time() - started:.0f} s, {failed} without an answer; {len(shards)} shards")
     print(
         f"{speed:.2f} rows a second (shards {min(speeds):.2f} to {max(speeds):.2f}), a million in {1e6 / speed / 3600:.1f} h"

@@ -31,7 +31,7 @@ def main(names):
     train, held_out = (pt.load_rows(f"data/complaints{part}.jsonl") for part in ("", "_eval"))
     for name in names or SETTINGS:
         rank, alpha, settings = SETTINGS[name]
-        model, tokenizer = pt.load_model(max_seq_length=768, lora_r=rank, lora_alpha=alpha)
+        model, tokenizer = pt.load_model(max_seq_length=1280, lora_r=rank, lora_alpha=alpha)
         examples = pt.to_dataset(train, complaints.to_example)
         trainer = pt.make_trainer(model, tokenizer, examples, output_dir="outputs/settings", **SHARED, **settings)
         trainer.train()

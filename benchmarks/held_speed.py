@@ -14,7 +14,7 @@ STEPS = 48
 
 def main(batches) -> None:
     rows = pt.load_rows("data/complaints_eval.jsonl", max(batches))
-    model, tokenizer = pt.load_model(max_seq_length=768, lora_r=8)
+    model, tokenizer = pt.load_model(max_seq_length=1280, lora_r=8)
     prompts = [complaints.to_example(row)["prompt"] for row in rows]
     start = time.perf_counter()
     grammars = [complaints.grammar(row) for row in rows]

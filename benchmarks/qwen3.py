@@ -82,7 +82,7 @@ def main(train_rows: int = 512) -> None:
     pt.preflight(model_type="qwen3")
     folder = write("outputs/qwen3_geometry")
     rows = pt.load_rows("data/complaints.jsonl", train_rows)
-    model, its_tokenizer = pt.load_model(str(folder), 768, 8, lora_alpha=32, lora_dropout=0.1)
+    model, its_tokenizer = pt.load_model(str(folder), 1280, 8, lora_alpha=32, lora_dropout=0.1)
     model.print_trainable_parameters()
     settings = {"per_device_train_batch_size": 16, "learning_rate": 1e-4, "num_train_epochs": 2, "disable_tqdm": True}
     examples = pt.to_dataset(rows, complaints.to_example)

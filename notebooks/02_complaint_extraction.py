@@ -52,10 +52,10 @@ import json
 import os
 import random
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pockettune as pt
-from pockettune.tasks import complaints
 
 places = [Path("/content/pockettune"), Path.cwd(), *Path.cwd().parents]
 os.chdir(next(place for place in places if (place / "notebooks").is_dir()))  # the paths below start here
@@ -70,6 +70,7 @@ os.chdir(next(place for place in places if (place / "notebooks").is_dir()))  # t
 # %% tags=["parameters"]
 model_name: str = "Qwen/Qwen3-0.6B"  # a hub name, a folder, or "embedded/gemma-3-270m", which needs no hub
 model_type: str = "qwen3"  # or "gemma3_text"; precision depends on it
+task_name: str = "complaints"  # or "complaints_twice", with the text twice in the prompt, better in long runs
 train_file: str = "data/complaints.jsonl"  # rows to learn from; .jsonl, .json or .csv
 eval_file: str = "data/complaints_eval.jsonl"  # rows of another hand, to be judged on
 text_column: str = "input"  # where these files have the text
@@ -79,7 +80,7 @@ own_text_column: str = "内容"  # where that file has the text (here the Chines
 output_dir: str = "outputs/02_complaint_extraction"  # everything the run leaves behind
 train_rows: int = -1  # how many rows to learn from, all by default
 eval_rows: int = -1  # how many rows to be judged on, all by default
-max_seq_length: int = 768  # tokens in the longest row, prompt and answer
+max_seq_length: int = 1280  # tokens in the longest row, prompt and answer
 lora_r: int = 8  # rank of the adapters; 0 tunes every weight
 lora_alpha: int = 32  # their scale
 lora_dropout: float = 0.1  # share of the adapters' inputs left out at random in training
@@ -87,7 +88,8 @@ learning_rate: float = 1e-4  # peak, after the warm-up
 warmup_steps: int = 10  # steps up to the peak
 num_train_epochs: float = 0.5  # how often each row is seen; 3 or so with some hundred rows of your own
 max_steps: int = -1  # if positive, stop after so many steps whatever the epochs
-per_device_train_batch_size: int = 16  # rows in a step
+per_device_train_batch_size: int = 4  # rows at once; four of the longest fit a T4
+gradient_accumulation_steps: int = 4  # so often before the weights are changed
 optim: str = "adamw_8bit"  # on a CPU, torch's own AdamW takes its place
 seed: int = 3407  # order of the rows
 report_to: str = "none"  # a tracker of the run: swanlab (kept offline), trackio, wandb or tensorboard
@@ -112,6 +114,7 @@ environment = pt.preflight(allow_cpu=True, model_type=model_type)
 # own counts, not the clerk's name and not the company's e-mail. `data/README.md` has the rules.
 
 # %%
+complaints = import_module(f"pockettune.tasks.{task_name}")
 read = partial(complaints.read, text=text_column, answer=answer_column)
 rows = pt.load_rows(train_file, train_rows, read)
 held_out = pt.load_rows(eval_file, -1, read)
@@ -163,6 +166,7 @@ trainer = pt.make_trainer(
     num_train_epochs=num_train_epochs,
     max_steps=max_steps,
     per_device_train_batch_size=per_device_train_batch_size,
+    gradient_accumulation_steps=gradient_accumulation_steps,
     train_sampling_strategy="group_by_length",  # rows of like length share a step: less padding
     optim=optim,
     seed=seed,
@@ -309,7 +313,7 @@ if quantization:
 # is the wrong tool. And what does a month cost? A row here has 150 tokens in and 89 out (means of the held-out rows); an API
 # would have to be told the rules as well, and may think, which is billed. The speed is this run's, with the untuned
 # answers that run to the limit in it, so a little too slow. Prices are list prices with their source and day, in
-# `data/prices.json`; how well those APIs extract was not measured. 2,000 yuan for labels and checks are a guess: put in your own.
+# `data/prices.json`, where a GPU without one is taken for an H100; how well those APIs extract was not measured. 2,000 yuan for labels and checks are a guess: put in your own.
 
 # %%
 card = json.loads(Path(f"{output_dir}/run_card.json").read_text(encoding="utf-8"))
@@ -320,7 +324,9 @@ costs = pt.should_i_tune(
     sensitive=sensitive == "yes",
     reasoning=reasoning == "yes",
     rows_per_second=4 * len(held_out) / card["seconds"]["evaluate"],  # four sets of answers
-    machine=next((name for name in ("T4", "H100", "H200") if name in card["device"]), "2 CPU cores"),
+    machine=next(
+        (m for m in ("T4", "H200") if m in card["device"]), "H100" if environment.capability else "2 CPU cores"
+    ),
     tuning_cost=2000,
 )
 print(costs.attrs["verdict"])

@@ -24,7 +24,7 @@
 # is done stays done: stopped at any moment and started again, it goes on where it was.
 #
 # **By the end you will have** a folder of shards with the four fields of every row, the rows that have no answer
-# and why, and a view of what a person should look at first. It wants the model of `02_complaint_extraction` (`make
+# and why, and a view of what a person should look at first. It needs the model of `02_complaint_extraction` (`make
 # complaints` or `make complaints-gpu`). Two CPU cores read about two thousand rows an hour, an H200 tens of thousands; the
 # same job without a notebook is `python -m pockettune.bulk --help`.
 
@@ -48,7 +48,6 @@
 
 # %%
 import os
-from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -70,10 +69,11 @@ source: str = "data/complaints_eval.jsonl"  # the file to be read; .csv, .jsonl 
 text_column: str = "input"  # where it has the text
 id_column: str = ""  # a column to be carried over, by which you know a row again; empty for its number alone
 model: str = "outputs/02_complaint_extraction/model"  # a folder, a .gguf file, a hub name, or rules
-output_dir: str = "outputs/03_bulk_extraction"  # the folder of the shards; named again, a run is gone on with
+task: str = "complaints"  # how the model was tuned to be asked; complaints_twice for that of `make complaints-gpu`
+output_dir: str = "outputs/03_bulk_extraction"  # the folder of the shards; name it again to continue a run
 shard_rows: int = 1000  # rows in a shard, the most that is done twice after a crash
 file_format: str = "jsonl"  # of the shards: jsonl or parquet
-max_seq_length: int = 1024  # tokens of a text and its answer; a longer one goes to the failed rows
+max_seq_length: int = 2048  # tokens of a prompt and its answer; longer ones fail
 max_new_tokens: int = 256  # cap on an answer
 
 # %% [markdown]
@@ -83,8 +83,8 @@ max_new_tokens: int = 256  # cap on an answer
 # are real.
 
 # %%
-for _, record in islice(records(source), 1):
-    print(record[text_column])
+first = next(record for _, record in records(source) if isinstance(record, dict))
+print(first.get(text_column, f"no column {text_column} here"))
 
 # %% [markdown]
 # ## Read the file
@@ -94,7 +94,13 @@ for _, record in islice(records(source), 1):
 
 # %%
 keep = (id_column,) if id_column else ()
-options = {"text": text_column, "keep": keep, "max_seq_length": max_seq_length, "max_new_tokens": max_new_tokens}
+options = {
+    "task": task,
+    "text": text_column,
+    "keep": keep,
+    "max_seq_length": max_seq_length,
+    "max_new_tokens": max_new_tokens,
+}
 manifest = extract(source, output_dir, model, shard_rows=shard_rows, file_format=file_format, **options)
 
 # %% [markdown]

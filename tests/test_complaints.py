@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pockettune import load_rows
-from pockettune.tasks import complaints
+from pockettune.tasks import complaints, complaints_twice
 from pockettune.tasks.complaints import FIELDS
 
 TEXT = '您好，我是周敏，家住无锡市梁溪区花园街5号。电梯"又"坏了！\n邮箱 ＺＭ＠example.com 🐶 客服刘强'
@@ -72,6 +72,9 @@ def test_the_article_s_shape_is_read_too():
     row = complaints.read({"system": "s", "instruction": "我是周敏", "input": "电梯坏了", "output": answer(
         address=None, email=None, question="电梯坏了")})  # fmt: skip
     assert complaints.to_example(row)["prompt"][1]["content"] == "我是周敏\n电梯坏了"
+    twice = complaints_twice.to_example(row)
+    assert twice["prompt"][1]["content"] == "我是周敏\n电梯坏了\n\n我是周敏\n电梯坏了"
+    assert twice["completion"] == complaints.to_example(row)["completion"]
 
 
 def test_the_instruction_is_the_article_s():

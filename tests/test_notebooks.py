@@ -174,8 +174,11 @@ def test_a_file_is_read_to_the_end(root, tmp_path, monkeypatch):
     overrides |= {"output_dir": str(tmp_path / "out"), "shard_rows": 2, "max_new_tokens": 64}
     monkeypatch.setenv("PYTHONPATH", str(root / "tests/offline"))
     notebook, executed = root / "notebooks/03_bulk_extraction.ipynb", tmp_path / "executed.ipynb"
+    times = []
     for _ in range(2):
         papermill.execute_notebook(notebook, executed, overrides, kernel_name="python3", progress_bar=False)
+        times.append([path.stat().st_mtime_ns for path in sorted((tmp_path / "out").glob("part-*"))])
+    assert times[0] == times[1] and len(times[0]) == 2
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["rows"] == 3 and [shard["rows"] for shard in manifest["shards"]] == [2, 1]
     cells = nbformat.read(executed, as_version=4).cells

@@ -24,9 +24,10 @@ RULES = "rules"  # in the place of a model: the task's regular expressions
 class Extractor:
     """A model, loaded once, that turns records into rows of fields.
 
-    `model` is a folder, a hub name, "embedded/gemma-3-270m", a GGUF file that `merge` left its folder beside (llama.cpp
+    `model` is a folder, a hub name, "embedded/gemma-3-270m", a GGUF file with `merge`'s folder `merged` beside it (llama.cpp
     answers then, on the CPU) or "rules". `task` is the name of a module in `pockettune.tasks`, `text` the column to be read; `keep`
-    names columns to be carried over. Answers are held to the task's grammar unless `held` is False.
+    names columns to be carried over. Answers are held to the task's grammar unless `held` is False. Raises ValueError for
+    columns that would take the place of the result's own, and for limits that leave a prompt no room.
     """
 
     def __init__(
@@ -37,11 +38,20 @@ class Extractor:
         keep: tuple[str, ...] = (),
         held: bool = True,
         max_new_tokens: int = 256,
-        max_seq_length: int = 1024,
+        max_seq_length: int = 2048,
     ):
         self.task = import_module(f"pockettune.tasks.{task}")
         self.text, self.keep, self.held = text, tuple(keep), held
         self.max_new_tokens, self.max_seq_length = max_new_tokens, max_seq_length
+        if taken := {"row", "reason", "model", "prompt", *self.task.fields("", {"input": ""})} & set(keep):
+            raise ValueError(
+                f"a column {', '.join(sorted(taken))} is the result's own: rename it in the source to keep it"
+            )
+        if max_new_tokens >= max_seq_length:
+            raise ValueError(
+                f"max_seq_length={max_seq_length} leaves no room for a prompt before {max_new_tokens} new tokens"
+            )
+        self.plain = self.task.read({text: "x"}, text, None)
         self.model = self.tokenizer = None
         if model == RULES:
             self.digests = {"model": RULES, "prompt": _digest(Path(self.task.__file__))}
@@ -54,11 +64,16 @@ class Extractor:
             from pockettune.models import load_model
 
             self.model, self.tokenizer = load_model(model, max_seq_length, lora_r=0)
-        row = self.task.read({text: "x"}, text, None)
-        asked = self._render(row) + (self.task.grammar(row) if held else "")
-        weights = sorted(Path(model).glob("*.safetensors")) or [Path(model)]
-        found = [_digest(file) for file in weights if file.is_file()]  # none of a hub name, which stands for itself
-        self.digests = {"model": _short(found) if found else model, "prompt": _short([asked])}
+        asked = self._render(self.plain) + (self.task.grammar(self.plain) if held else "")
+        folder = Path(model)
+        files = (
+            sorted([*folder.glob("*.safetensors"), *folder.glob("adapter_config.json")])
+            if folder.is_dir()
+            else [folder]
+        )
+        digests = [_digest(file) for file in files if file.is_file()]
+        name = _short(digests) if digests else folder.name if folder.is_dir() else model  # a hub name stands for itself
+        self.digests = {"model": name, "prompt": _short([asked])}
 
     def __call__(self, found: list[dict | ValueError], known: dict | None = None) -> list[dict]:
         """Make a row for each record, or for the ValueError in the place of one that could not be read.
@@ -76,10 +91,10 @@ class Extractor:
         for record, row, key in zip(found, rows, keys, strict=True):
             answer, reason = known[key] if key else (None, str(row))
             fields = self.task.fields(answer or "", row if key else {"input": ""})
-            if answer and not fields["valid"]:
+            if reason is None and not fields["valid"]:
                 reason = "the answer is not valid"
             kept = {name: record.get(name) if isinstance(record, dict) else None for name in self.keep}
-            made.append({**kept, **fields, "reason": reason, **self.digests})
+            made.append({k: _writable(v) for k, v in {**kept, **fields, "reason": reason, **self.digests}.items()})
         return made
 
     def _read(self, record: dict | ValueError) -> dict | ValueError:
@@ -112,16 +127,20 @@ class Extractor:
             if length > room:
                 answers[i] = None, f"too long: {length} tokens, at most {room} fit"
         fit = [i for i in range(len(rows)) if i not in answers]
-        try:
-            done = self._complete([rows[i] for i in fit])
-        except (ValueError, RuntimeError) as error:  # of one row, perhaps: which?
-            done = [self._alone(rows[i]) for i in fit]
-            if not any(isinstance(cut, bool) for _, cut in done):
-                raise error
-        for i, (text, cut) in zip(fit, done, strict=True):
+        for i, (text, cut) in zip(fit, self._each([rows[i] for i in fit]), strict=True):
             reason = f"cut off after {self.max_new_tokens} tokens" if cut is True else cut
             answers[i] = (None, reason) if reason else (text, None)
         return [answers[i] for i in range(len(rows))]
+
+    def _each(self, rows: list[dict]) -> list[tuple[str, bool | str]]:
+        """Answers, and whether they were cut off; where a batch fails, halves of it, down to the row that is at fault."""
+        try:
+            return self._complete(rows)
+        except (ValueError, RuntimeError) as error:
+            if len(rows) > 1:
+                return self._each(rows[: len(rows) // 2]) + self._each(rows[len(rows) // 2 :])
+            self._complete([self.plain])  # which raises if it is not the row
+            return [("", f"not answered ({type(error).__name__})")]
 
     def _complete(self, rows: list[dict]) -> list[tuple[str, bool]]:
         from pockettune.generation import complete
@@ -129,12 +148,6 @@ class Extractor:
         prompts = [self.task.to_example(row)["prompt"] for row in rows]
         grammars = [self.task.grammar(row) for row in rows] if self.held else None
         return complete(self.model, self.tokenizer, prompts, self.max_new_tokens, grammar=grammars) if rows else []
-
-    def _alone(self, row: dict) -> tuple[str, bool | str]:
-        try:
-            return self._complete([row])[0]
-        except (ValueError, RuntimeError) as error:
-            return "", f"not answered ({type(error).__name__})"
 
 
 def extract(
@@ -155,11 +168,8 @@ def extract(
             f"shard_rows {shard_rows}, file_format {file_format!r}: at least 1, one of {', '.join(_WRITERS)}"
         )
     source, out = Path(source), Path(out)
-    text, first = options.get("text", "input"), next((r for _, r in records(source) if isinstance(r, dict)), {})
-    if missing := {text, *options.get("keep", ())} - set(first):
-        raise ValueError(
-            f"{source.name} has no column {', '.join(sorted(missing))}: it has {', '.join(first) or 'no rows'}"
-        )
+    columns = {key for _, row in islice(records(source), 100) if isinstance(row, dict) for key in row}
+    _check_columns(source, columns, **options)
     out.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(out / ".lock", timeout=0).acquire()
@@ -169,7 +179,9 @@ def extract(
         total = sum(1 for _ in records(source))
         answer = Extractor(model, **options)
         begun = {"source": source.name, "source_sha256": _digest(source), "rows": total, "shard_rows": shard_rows}
-        begun |= {"file_format": file_format, **options, **answer.digests}
+        settings = ("text", "keep", "held", "max_new_tokens", "max_seq_length")
+        begun |= {"file_format": file_format, "task": answer.task.__name__.rpartition(".")[2]}
+        begun |= {name: getattr(answer, name) for name in settings} | answer.digests
         manifest = _begin(out, json.loads(json.dumps(begun)))
         shards, known = manifest["shards"], _Answers(out / ".answers.sqlite")
         done, failed = min(len(shards) * shard_rows, total), sum(shard["failed"] for shard in shards)
@@ -198,6 +210,14 @@ def extract(
     return manifest
 
 
+def _check_columns(source: Path, columns: set[str], text: str = "input", keep: tuple[str, ...] = (), **others) -> None:
+    """Raise ValueError for columns that are not there; without a header a table's may be a person's text: they are not quoted."""
+    if missing := {text, *keep} - columns:
+        raise ValueError(
+            f"{source.name} has no column {', '.join(sorted(missing))} among {len(columns)} (has it a header?)"
+        )
+
+
 def _begin(out: Path, begun: dict) -> dict:
     """The manifest of the same work begun earlier, or a new one."""
     for path in out.iterdir():
@@ -213,6 +233,7 @@ def _begin(out: Path, begun: dict) -> dict:
         return manifest
     if others := [path.name for path in out.iterdir() if not path.name.startswith(".")]:
         raise ValueError(f"{out.name} holds {others[0]} and no manifest.json: choose another folder")
+    (out / ".answers.sqlite").unlink(missing_ok=True)  # of work whose folder was emptied
     write_text(file, json.dumps({**begun, "shards": []}, indent=1, ensure_ascii=False))
     return {**begun, "shards": []}
 
@@ -227,7 +248,7 @@ class _Answers(dict):
     def __contains__(self, key: str) -> bool:
         return super().__contains__(key) or self[key] is not None
 
-    def __missing__(self, key: str) -> tuple | None:
+    def __missing__(self, key: str) -> tuple | None:  # not kept: a shard asks for few of them twice
         return self.base.execute("select answer, reason from answers where key = ?", (key,)).fetchone()
 
     def commit(self) -> None:
@@ -241,22 +262,26 @@ class _Answers(dict):
 
 
 def extract_with_ray(
-    source: str | Path, out: str | Path, model: str, *, workers: int, batch_rows: int = 1000, gpus: float = 0, **options
-) -> None:
+    source: str, out: str, model: str, *, workers: int, batch_rows: int = 1000, gpus: float = 0, **options
+) -> dict:
     """Do the same on a Ray cluster with `workers` models at a time, `gpus` for each, by Ray Data (`pip install "ray[data]"`).
 
-    `source` and `out` are places that all machines reach; `out` gets Parquet files. Ray starts a worker that died anew and gives
-    it its rows again. Rows come in any order: name a column in `keep` to know them by.
+    `source` is Parquet, one file or a folder of them, and `out` a new folder, which gets Parquet too; all machines reach both. Ray
+    starts a worker that died anew and gives it its rows again. Rows come in any order, without a number: name a column in
+    `keep` to know them by. Identical texts are answered once in a batch only. Returns how many rows there are and how many failed.
     """
     import ray
+
+    if Path(out).is_dir() and any(Path(out).iterdir()):
+        raise ValueError(f"{Path(out).name} is not empty, and Ray would add to it: choose another folder")
+    rows = ray.data.read_parquet(str(source))
+    _check_columns(Path(source), set(rows.schema().names), **options)
 
     class Worker(Extractor):
         def __call__(self, batch):
             return _table(super().__call__(batch.to_pylist()))
 
-    readers = {".csv": ray.data.read_csv, ".jsonl": ray.data.read_json, ".parquet": ray.data.read_parquet}
-    rows = readers[Path(source).suffix](str(source)).repartition(target_num_rows_per_block=batch_rows)
-    answered = rows.map_batches(
+    rows.repartition(target_num_rows_per_block=batch_rows).map_batches(
         Worker,
         batch_size=batch_rows,
         batch_format="pyarrow",
@@ -264,8 +289,16 @@ def extract_with_ray(
         fn_constructor_args=[model],
         fn_constructor_kwargs=options,
         num_gpus=gpus,
-    )
-    answered.write_parquet(str(out))
+    ).write_parquet(str(out))
+    reasons = ray.data.read_parquet(str(out), columns=["reason"])
+    return {"rows": reasons.count(), "failed": reasons.filter(lambda row: row["reason"] is not None).count()}
+
+
+def _writable(value):
+    """A value as JSON and Parquet can hold it: no half of a character, no NaN."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return None if isinstance(value, float) and value != value else value
 
 
 def _json_lines(path: Path, rows: list[dict]) -> None:
@@ -308,9 +341,13 @@ def _short(texts: list[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
+app = typer.Typer(pretty_exceptions_show_locals=False)  # which hold texts
+
+
+@app.command()
 def main(
-    source: Annotated[Path, typer.Argument(help="a .csv, .jsonl or .parquet file")],
-    out: Annotated[Path, typer.Argument(help="the folder for the shards")],
+    source: Annotated[str, typer.Argument(help="a .csv, .jsonl or .parquet file")],
+    out: Annotated[str, typer.Argument(help="the folder for the shards")],
     model: Annotated[str, typer.Option(help="a folder, a .gguf file, a hub name, or rules")],
     task: Annotated[str, typer.Option(help="a module of pockettune.tasks")] = "complaints",
     text: Annotated[str, typer.Option(help="the column with the text")] = "input",
@@ -319,8 +356,8 @@ def main(
     file_format: Annotated[str, typer.Option(help="of the shards: jsonl or parquet")] = "jsonl",
     held: Annotated[bool, typer.Option(help="hold answers to the grammar of each text")] = True,
     max_new_tokens: Annotated[int, typer.Option(help="cap on an answer")] = 256,
-    max_seq_length: Annotated[int, typer.Option(help="tokens of prompt and answer; longer texts fail")] = 1024,
-    workers: Annotated[int, typer.Option(help="so many models at a time under Ray Data, which writes Parquet")] = 0,
+    max_seq_length: Annotated[int, typer.Option(help="tokens of prompt and answer; longer texts fail")] = 2048,
+    workers: Annotated[int, typer.Option(help="so many models at a time under Ray Data, Parquet in and out")] = 0,
     gpus: Annotated[float, typer.Option(help="GPUs for each of them")] = 0,
 ) -> None:
     """Extract fields from every row of a file, on this machine; start it again after a crash."""
@@ -328,13 +365,17 @@ def main(
     options |= {"max_new_tokens": max_new_tokens, "max_seq_length": max_seq_length}
     try:
         if workers:
-            return extract_with_ray(source, out, model, workers=workers, batch_rows=shard_rows, gpus=gpus, **options)
-        manifest = extract(source, out, model, shard_rows=shard_rows, file_format=file_format, **options)
-    except (ValueError, RuntimeError, FileNotFoundError) as error:
+            done = extract_with_ray(source, out, model, workers=workers, batch_rows=shard_rows, gpus=gpus, **options)
+            rows, failed = done["rows"], done["failed"]
+        else:
+            manifest = extract(
+                Path(source), Path(out), model, shard_rows=shard_rows, file_format=file_format, **options
+            )
+            rows, failed = manifest["rows"], sum(shard["failed"] for shard in manifest["shards"])
+    except (ValueError, RuntimeError, OSError, ImportError, sqlite3.Error) as error:
         raise SystemExit(f"{error}") from None
-    failed = sum(shard["failed"] for shard in manifest["shards"])
-    print(f"{manifest['rows']} rows in {len(manifest['shards'])} shards, {failed} without an answer: {out}")
+    print(f"{rows} rows, {failed} without an answer: {out}")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -8,7 +8,8 @@ from pathlib import Path
 STALE, MONTH = 90, 730  # days after which a price is marked as old, hours in a month
 _WORDS = {"CNY": "yuan", "USD": "dollars"}
 _CHECKS = {  # of a field's value: False or an error means that it is none
-    **dict.fromkeys(("input_per_million", "output_per_million", "per_hour", "rate"), lambda value: value >= 0),
+    **dict.fromkeys(("input_per_million", "output_per_million", "per_hour"), lambda value: value >= 0),
+    "rate": lambda value: value > 0,
     "currency": _WORDS.__getitem__,
     "read": date.fromisoformat,
 }
@@ -137,6 +138,8 @@ def _load(path: Path) -> dict:
         if not entries:
             raise ValueError(f"{path.name} has no {section!r}")
         for number, entry in enumerate(entries if isinstance(entries, list) else [entries], 1):
+            if not isinstance(entry, dict):
+                raise ValueError(f"{path.name}: {section} entry {number} is {entry!r}, expected an object")
             for field in fields:
                 try:
                     good = _CHECKS.get(field, str)(entry[field]) is not False

@@ -1,10 +1,10 @@
 """Rows: JSON Lines in and out, CSV and Parquet in, seeded splits that keep related rows together, rows to a Dataset."""
 
-import contextlib
 import csv
 import json
 import os
 import random
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -37,7 +37,7 @@ def records(path: str | Path) -> Iterator[tuple[int, dict | ValueError]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path.name} in {path.parent.resolve().name}/: give the path of a .jsonl file")
+        raise FileNotFoundError(f"no file {path.name} in {path.parent.resolve().name}/: give its path")
     suffix = path.suffix.lower()
     readers = {".jsonl": _json_lines, ".json": _json_array, ".csv": _table, ".parquet": _parquet}
     if suffix not in readers:
@@ -55,6 +55,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
                     row = _decoded(line) or json.loads(line)
                 except json.JSONDecodeError as error:
                     row = ValueError(f"not JSON ({error.msg} at column {error.colno})")
+                except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+                    row = ValueError(f"not JSON that can be read ({type(error).__name__})")
                 yield number, row
 
 
@@ -73,19 +75,24 @@ def _table(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
     """The rows of a CSV file with a header."""
     with _open(path) as file:
         reader = csv.DictReader(file, strict=True)
+        try:
+            reader.fieldnames  # noqa: B018  (read here: a row must not be taken for the header)
+        except csv.Error as error:
+            raise ValueError(f"{path.name}, line 1: the header cannot be read: {error}") from None
         while True:
+            start = reader.reader.line_num + 1
             try:
                 row = next(reader)
             except StopIteration:
                 return
-            except csv.Error as error:
-                row = ValueError(str(error))
+            except csv.Error as error:  # a quote that is not closed may take many lines with it
+                row = ValueError(f"{error} (lines {start} to {reader.reader.line_num})")
             else:
                 if None in row:
                     row = ValueError("more cells than columns; quote texts with commas")
                 else:
                     row = _decoded("".join(filter(None, row.values()))) or row
-            yield reader.line_num, row
+            yield reader.reader.line_num, row
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, dict]]:
@@ -96,13 +103,15 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _open(path: Path):
-    """Open a text file in UTF-8 or, as Chinese spreadsheets write it, in GB18030."""
+    """Open a text file in UTF-8 or, as Chinese spreadsheets write it, in GB18030: where it is neither, the one that fits best."""
+    undecoded = {}
     for encoding in ("utf-8-sig", "gb18030"):
-        with contextlib.suppress(UnicodeDecodeError), path.open(encoding=encoding, newline="") as file:
-            while file.read(1 << 20):
-                pass
-            return path.open(encoding=encoding, newline="")
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+        with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
+            chunks = iter(lambda: file.read(1 << 20), "")
+            undecoded[encoding] = sum(len(re.findall("[\ud800-\udfff]", chunk)) for chunk in chunks)
+        if not undecoded[encoding]:
+            break
+    return path.open(encoding=min(undecoded, key=undecoded.get), errors="surrogateescape", newline="")
 
 
 def _decoded(text: str) -> ValueError | None:

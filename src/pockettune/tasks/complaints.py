@@ -34,6 +34,8 @@ def read(record: dict, text: str = "input", answer: str | None = "output") -> di
         raise ValueError(f"no column {text!r} among {len(record)} (has the file a header?)")
     if not isinstance(record[text], str) or not record[text].strip():
         raise ValueError(f"the column {text!r} holds no text")
+    if not isinstance(record.get("instruction") or "", str):
+        raise ValueError("the column 'instruction' holds no text")
     kept = {key: value for key, value in record.items() if key not in (text, answer, "system", *FIELDS)}
     row = kept | {"instruction": record.get("instruction") or "", "input": record[text]}
     if answer is None:
