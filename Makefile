@@ -70,10 +70,10 @@ litert: setup .venv-litert/ready  ## write the last `make roast` for AI Edge Gal
 litert-complaints: setup .venv-litert/ready  ## the same for the last `make complaints`
 	$(call LITERT,$(COMPLAINTS),complaints,complaints)
 
-bulk: setup  ## read a whole file with the last `make complaints`: make bulk SOURCE=mine.csv TEXT=column ID=column OUT=folder
+bulk: setup  ## read a whole file with the last `make complaints`: make bulk SOURCE=mine.csv TEXT=column (ID= OUT= MODEL= TASK=)
 	@mkdir -p outputs
 	$(PAPERMILL) notebooks/03_bulk_extraction.ipynb outputs/03_bulk_extraction.ipynb -p source "$(or $(SOURCE),data/complaints_own.csv)" \
-		-p text_column "$(or $(TEXT),内容)" -p id_column "$(ID)" -p output_dir "$(or $(OUT),outputs/03_bulk_extraction)" $(if $(MODEL),-p model "$(MODEL)") $(if $(TASK),-p task $(TASK))
+		-p text_column "$(or $(TEXT),内容)" -p id_column "$(ID)" -p output_dir "$(or $(OUT),outputs/03_bulk_$(basename $(notdir $(or $(SOURCE),sample))))" $(if $(MODEL),-p model "$(MODEL)") $(if $(TASK),-p task $(TASK))
 
 data: .venv/ready-dev  ## write the complaints anew from their generators, byte for byte
 	$(BIN)/python data/complaints/generate.py
@@ -85,7 +85,7 @@ test: lint  ## lint, unit tests, and the notebooks at a few steps
 test-litert: .venv/ready-dev .venv-litert/ready  ## write a .litertlm file of the real model and let it answer (five minutes)
 	POCKETTUNE_TEST_LITERT=1 $(BIN)/python -m pytest tests/test_litert.py
 
-lint: .venv/ready-dev
+lint: .venv/ready-dev  ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

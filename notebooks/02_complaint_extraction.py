@@ -71,7 +71,7 @@ os.chdir(next(place for place in places if (place / "notebooks").is_dir()))  # t
 model_name: str = "Qwen/Qwen3-0.6B"  # a hub name, a folder, or "embedded/gemma-3-270m", which needs no hub
 model_type: str = "qwen3"  # or "gemma3_text"; precision depends on it
 task_name: str = "complaints"  # or "complaints_twice", with the text twice in the prompt, better in long runs
-train_file: str = "data/complaints.jsonl"  # rows to learn from; .jsonl, .json or .csv
+train_file: str = "data/complaints.jsonl"  # rows to learn from; .jsonl, .json, .csv or .parquet
 eval_file: str = "data/complaints_eval.jsonl"  # rows of another hand, to be judged on
 text_column: str = "input"  # where these files have the text
 answer_column: str = "output"  # where they have the answer, as JSON; or columns named as the four fields
@@ -288,7 +288,7 @@ json.loads(again[0])
 # %% [markdown]
 # For a phone, or a program without Python, the adapters are merged into the weights, compared with the tuned model, and
 # written as one GGUF file. Then that file itself answers the held-out rows: if it scores worse than the tuned
-# model, or cuts a text into other tokens, the cell stops. PocketPal (Android, iOS), Ollama and llama.cpp open it;
+# model by more than chance explains, or cuts a text into other tokens, the cell stops. PocketPal (Android, iOS), Ollama and llama.cpp open it;
 # the two small files beside it say how to ask. In Colab, download them from the Files panel on the left. Apps do
 # not hold the answers to the grammar: there a value may be no piece of the text.
 
@@ -311,9 +311,9 @@ if quantization:
 # Whether to tune at all? Three questions come first. May the texts leave the machine? Complaints carry names and addresses:
 # often they may not, and then the price decides nothing. Does an answer need a chain of steps? Then a model this small
 # is the wrong tool. And what does a month cost? A row here has 150 tokens in and 89 out (means of the held-out rows); an API
-# would have to be told the rules as well, and may think, which is billed. The speed is this run's, with the untuned
-# answers that run to the limit in it, so a little too slow. Prices are list prices with their source and day, in
-# `data/prices.json`, where a GPU without one is taken for an H100; how well those APIs extract was not measured. 2,000 yuan for labels and checks are a guess: put in your own.
+# would have to be told the rules as well, and may think, which is billed. The speed is this run's; the untuned
+# answers run to the token limit, so it is a little low. Prices are list prices with their source and day, in
+# `data/prices.json`, a GPU that is not listed is priced as an H100; how well those APIs extract was not measured. 2,000 yuan for labels and checks are a guess: put in your own.
 
 # %%
 card = json.loads(Path(f"{output_dir}/run_card.json").read_text(encoding="utf-8"))
@@ -337,7 +337,7 @@ costs.round(2)
 # Where a coloured line crosses the thick blue one, that API begins to cost more than a model of your own; dashed ones rest on
 # prices older than 90 days, the dotted one is your volume. Where a cheap API stays below, money is no reason to tune.
 #
-# Now complaints of your own: set `own_file` (.csv, .json or .jsonl) and `own_text_column` in the parameters, run that
+# Now complaints of your own: set `own_file` (.csv, .json, .jsonl or .parquet) and `own_text_column` in the parameters, run that
 # cell and the one below; nothing is tuned again. They are read on the machine that runs this notebook, on Colab
 # Google's, and are sent nowhere else. The cell shows the first answers: clear its output before you share the notebook.
 # Each answer is written beside its text; one that was cut off at `max_new_tokens` has no fields. To tune on labelled

@@ -25,8 +25,9 @@
 #
 # **By the end you will have** a folder of shards with the four fields of every row, the rows that have no answer
 # and why, and a view of what a person should look at first. It needs the model of `02_complaint_extraction` (`make
-# complaints` or `make complaints-gpu`). Two CPU cores read about two thousand rows an hour, an H200 tens of thousands; the
-# same job without a notebook is `python -m pockettune.bulk --help`.
+# complaints`, or `make complaints-gpu` with `complaints_twice` as the task); on Colab upload its folder `model` first, or set `model`
+# to `rules` to see how it works. Two CPU cores read about two thousand rows an hour; the same job without a notebook is
+# `python -m pockettune.bulk --help`.
 
 # %% [markdown]
 # ## Setup
@@ -71,7 +72,7 @@ id_column: str = ""  # a column to be carried over, by which you know a row agai
 model: str = "outputs/02_complaint_extraction/model"  # a folder, a .gguf file, a hub name, or rules
 task: str = "complaints"  # how the model was tuned to be asked; complaints_twice for that of `make complaints-gpu`
 output_dir: str = "outputs/03_bulk_extraction"  # the folder of the shards; name it again to continue a run
-shard_rows: int = 1000  # rows in a shard, the most that is done twice after a crash
+shard_rows: int = 200  # rows in a shard, all that is done twice after a crash; more on a GPU, where many are answered at once
 file_format: str = "jsonl"  # of the shards: jsonl or parquet
 max_seq_length: int = 2048  # tokens of a prompt and its answer; longer ones fail
 max_new_tokens: int = 256  # cap on an answer
@@ -94,14 +95,9 @@ print(first.get(text_column, f"no column {text_column} here"))
 
 # %%
 keep = (id_column,) if id_column else ()
-options = {
-    "task": task,
-    "text": text_column,
-    "keep": keep,
-    "max_seq_length": max_seq_length,
-    "max_new_tokens": max_new_tokens,
-}
-manifest = extract(source, output_dir, model, shard_rows=shard_rows, file_format=file_format, **options)
+limits = {"max_seq_length": max_seq_length, "max_new_tokens": max_new_tokens}
+shard = {"shard_rows": shard_rows, "file_format": file_format}
+manifest = extract(source, output_dir, model, task=task, text=text_column, keep=keep, **limits, **shard)
 
 # %% [markdown]
 # ## What came out
@@ -110,9 +106,8 @@ manifest = extract(source, output_dir, model, shard_rows=shard_rows, file_format
 
 # %%
 shards = sorted(Path(output_dir).glob(f"part-*.{file_format}"))
-rows = pd.concat(
-    [pd.DataFrame(pt.load_rows(shard)) for shard in shards[:100]]
-)  # a hundred shards at most are looked at
+looked_at = shards[:100]  # of a very large file
+rows = pd.concat([pd.DataFrame(pt.load_rows(shard)) for shard in looked_at])
 rows.drop(columns=["model", "prompt"]).head()
 
 # %% [markdown]
@@ -147,5 +142,5 @@ doubts.drop(columns=["model", "prompt", "valid", "grounded", "reason"]).head(8)
 # are plain tables: `pd.read_json(shard, lines=True)`, `pd.read_parquet`, or `datasets.load_dataset("json", data_files=…)` read
 # them. `failed-*.jsonl` beside them names the rows to be mended; read them with a longer `max_seq_length` or by hand.
 #
-# On many machines the same work runs under Ray Data (`extract_with_ray`); on a laptop without a GPU give `model` the GGUF file
-# that `make phone-complaints` writes.
+# On many machines the same work runs under Ray Data (`extract_with_ray`); `model` may also be the GGUF file that
+# `make phone-complaints` writes, with the folder `merged` beside it.

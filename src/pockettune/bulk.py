@@ -151,7 +151,7 @@ class Extractor:
 
 
 def extract(
-    source: str | Path, out: str | Path, model: str, *, shard_rows: int = 1000, file_format: str = "jsonl", **options
+    source: str | Path, out: str | Path, model: str, *, shard_rows: int = 200, file_format: str = "jsonl", **options
 ) -> dict:
     """Answer every row of a file of any size, and write the fields to shards in the folder `out`; return its manifest.
 
@@ -352,7 +352,9 @@ def main(
     task: Annotated[str, typer.Option(help="a module of pockettune.tasks")] = "complaints",
     text: Annotated[str, typer.Option(help="the column with the text")] = "input",
     keep: Annotated[list[str], typer.Option(help="a column to be carried over; may be given again")] = [],  # noqa: B006
-    shard_rows: Annotated[int, typer.Option(help="rows in a shard: what a crash costs at most")] = 1000,
+    shard_rows: Annotated[
+        int, typer.Option(help="rows in a shard, all a crash can cost; 1000 or more pay on a GPU")
+    ] = 200,
     file_format: Annotated[str, typer.Option(help="of the shards: jsonl or parquet")] = "jsonl",
     held: Annotated[bool, typer.Option(help="hold answers to the grammar of each text")] = True,
     max_new_tokens: Annotated[int, typer.Option(help="cap on an answer")] = 256,
