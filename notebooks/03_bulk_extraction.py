@@ -72,9 +72,7 @@ id_column: str = ""  # a column to be carried over, by which you know a row agai
 model: str = "outputs/02_complaint_extraction/model"  # a folder, a .gguf file, a hub name, or rules
 task: str = "complaints"  # how the model was tuned to be asked; complaints_twice for that of `make complaints-gpu`
 output_dir: str = "outputs/03_bulk_extraction"  # the folder of the shards; name it again to continue a run
-shard_rows: int = (
-    200  # rows in a shard, all that is done twice after a crash; more on a GPU, where many are answered at once
-)
+shard_rows: int = 200  # rows in a shard, all that is done twice after a crash; give more on a GPU
 file_format: str = "jsonl"  # of the shards: jsonl or parquet
 max_seq_length: int = 2048  # tokens of a prompt and its answer; longer ones fail
 max_new_tokens: int = 256  # cap on an answer

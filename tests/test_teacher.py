@@ -304,7 +304,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_file_and_pays_once(server, tmp
         while process.poll() is None and len(server.requests) == asked:
             time.sleep(0.01)  # until it is past its imports
         try:
-            process.wait(draw.uniform(0.0, 0.15))
+            process.wait(draw.uniform(0.0, 0.3))
             break
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
