@@ -74,18 +74,23 @@ def run(source, out, *more):
 
 def test_killed_at_any_moment_it_ends_as_if_undisturbed(tmp_path, texts):
     """`KILLS=50` kills it fifty times."""
-    rows = [{"input": f"{texts[i % len(texts)]}{i // 2}"} for i in range(2000 * KILLS)]  # each text twice
+    rows = [{"input": f"{texts[i % len(texts)]}{i // 2}"} for i in range(3000 * KILLS)]  # each text twice
     source, rng, kills = save_rows(tmp_path / "in.jsonl", rows), random.Random(7), 0
-    done, manifest = [0], tmp_path / "out" / "manifest.json"
+    manifest, done = tmp_path / "out" / "manifest.json", [0]
+
+    def whole() -> int:
+        return len(json.loads(manifest.read_text())["shards"]) if manifest.exists() else 0
+
     while kills < KILLS:
         process = run(source, tmp_path / "out")
-        while not manifest.exists() or json.loads(manifest.read_text())["shards"] == []:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0.25, 0.8))  # starting takes some 0.4
+        while process.poll() is None and whole() == done[-1]:
+            time.sleep(0.005)  # until it is at work
+        time.sleep(rng.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-        done.append(len(json.loads(manifest.read_text())["shards"]))
-    assert len({n for n in done if 0 < n < 4 * KILLS}) >= KILLS / 3, done  # so many kills found it at work
+        assert process.wait() == -signal.SIGKILL, "it was done before it was killed"
+        kills += 1
+        done.append(whole())
+    assert done == sorted(set(done)) and done[-1] < 6 * KILLS, done  # each kill found it at work
     again = run(source, tmp_path / "out")
     assert f"{len(rows)} rows, 0 without an answer" in again.communicate()[0]
     extract(source, tmp_path / "whole", "rules", shard_rows=500)
