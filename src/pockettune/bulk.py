@@ -4,10 +4,9 @@ python -m pockettune.bulk complaints.csv fields --model outputs/02_complaint_ext
 """
 
 import hashlib
+import io
 import json
-import os
 import sqlite3
-import tempfile
 import time
 from importlib import import_module
 from itertools import islice
@@ -16,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from pockettune.rows import records, write_text
+from pockettune.rows import records, write_bytes, write_text
 
 RULES = "rules"  # in the place of a model: the task's regular expressions
 
@@ -308,16 +307,9 @@ def _json_lines(path: Path, rows: list[dict]) -> None:
 def _parquet(path: Path, rows: list[dict]) -> None:
     from pyarrow import parquet
 
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            parquet.write_table(_table(rows), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
+    file = io.BytesIO()
+    parquet.write_table(_table(rows), file)
+    write_bytes(path, file.getvalue())
 
 
 _WRITERS = {"jsonl": _json_lines, "parquet": _parquet}
