@@ -1,7 +1,6 @@
 """Intervals, tables and the run card."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -90,10 +89,9 @@ def test_the_run_card_says_what_ran_and_holds_no_row_path_or_key(loaded, tmp_pat
 
 
 def test_a_card_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    from pockettune.rows import write_text
+    from pockettune.rows import write_bytes, write_text
 
     write_text(tmp_path / "card.json", "old")
-    broken = SimpleNamespace()
-    with pytest.raises(TypeError):
-        write_text(tmp_path / "card.json", broken)
+    with pytest.raises(TypeError):  # from the write itself, when the new file is already begun
+        write_bytes(tmp_path / "card.json", "no bytes")
     assert (tmp_path / "card.json").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
