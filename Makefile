@@ -5,8 +5,7 @@ ROAST := outputs/01_strava_roast
 COMPLAINTS := outputs/02_complaint_extraction
 OWN := $(if $(EXPORT),-p strava_export "$(EXPORT)")
 REPORT = @$(BIN)/python -c 'from pockettune.evaluation import show_report; show_report("$(1)")'
-EXPORTED = @$(BIN)/python -c 'from pockettune.export import main; main("$(1)", "$(2)", "data/$(3).jsonl", "data/$(3)_eval.jsonl")'
-LITERT = @$(BIN)/python -c 'from pockettune.export import main; main("$(1)", "$(2)", "data/$(3).jsonl", "data/$(3)_eval.jsonl", "litertlm")'
+EXPORTED = @$(BIN)/python -c 'from pockettune.export import main; main("$(1)", "$(2)", "data/$(3).jsonl", "data/$(3)_eval.jsonl", "$(4)", $(or $(ROWS),16))'
 PAPERMILL := $(BIN)/papermill --kernel python3 --no-log-output
 
 .DEFAULT_GOAL := help
@@ -52,11 +51,11 @@ complaints-gpu: setup  ## the same on all rows, for a GPU; without a model hub t
 	$(PAPERMILL) notebooks/02_complaint_extraction.ipynb $(COMPLAINTS)_gpu/02_complaint_extraction.ipynb -f notebooks/parameters/complaints_gpu.yaml
 	$(call REPORT,$(COMPLAINTS)_gpu)
 
-phone: setup  ## write the last `make roast` as a GGUF file, and let it answer held-out runs itself
-	$(call EXPORTED,$(ROAST),roast,strava_roasts)
+phone: setup  ## write the last `make roast` as a GGUF file, and let it answer held-out runs itself (KIND=q8_0 q4_k_m bf16 f16 adapter, ROWS=16)
+	$(call EXPORTED,$(ROAST),roast,strava_roasts,$(or $(KIND),q8_0))
 
 phone-complaints: setup  ## the same for the last `make complaints`
-	$(call EXPORTED,$(COMPLAINTS),complaints,complaints)
+	$(call EXPORTED,$(COMPLAINTS),complaints,complaints,$(or $(KIND),q8_0))
 
 .venv-litert/ready: requirements-litert.txt
 	$(PYTHON) -m venv .venv-litert
@@ -65,10 +64,10 @@ phone-complaints: setup  ## the same for the last `make complaints`
 	@touch $@
 
 litert: setup .venv-litert/ready  ## write the last `make roast` for AI Edge Gallery, and let that file answer held-out runs
-	$(call LITERT,$(ROAST),roast,strava_roasts)
+	$(call EXPORTED,$(ROAST),roast,strava_roasts,litertlm)
 
 litert-complaints: setup .venv-litert/ready  ## the same for the last `make complaints`
-	$(call LITERT,$(COMPLAINTS),complaints,complaints)
+	$(call EXPORTED,$(COMPLAINTS),complaints,complaints,litertlm)
 
 bulk: setup  ## read a whole file with the last `make complaints`: make bulk SOURCE=mine.csv TEXT=column (ID= OUT= MODEL= TASK=)
 	@mkdir -p outputs

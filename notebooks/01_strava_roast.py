@@ -256,12 +256,14 @@ print(again[0])
 
 # %%
 if quantization:
-    merged = pt.merge(trainer.model, tokenizer, f"{output_dir}/merged", [example["prompt"]])
+    whole = pt.merge(trainer.model, tokenizer, f"{output_dir}/merged", [example["prompt"]])
+    model, tokenizer = pt.load_model(str(whole), max_seq_length, lora_r=0)
+    merged = pt.evaluate(model, tokenizer, held_out, roast, known=known, max_new_tokens=max_new_tokens)
     card = f"{output_dir}/run_card.json"
     file = f"{output_dir}/roast-{quantization}.gguf"
-    pt.export_gguf(merged, file, quantization, run_card=card, example=example["prompt"])
-    options = {"max_new_tokens": max_new_tokens, "run_card": card}
-    print(pt.check_export(file, tokenizer, held_out, roast, after, known=known, **options))
+    pt.export_gguf(whole, file, quantization, run_card=card, example=example["prompt"])
+    options = {"max_new_tokens": max_new_tokens, "merged": merged, "run_card": card}
+    display(pt.check_export(file, tokenizer, held_out, roast, after, known=known, **options))
 
 # %% [markdown]
 # ## What we learned

@@ -294,13 +294,15 @@ json.loads(again[0])
 
 # %%
 if quantization:
-    merged = pt.merge(trainer.model, tokenizer, f"{output_dir}/merged", ask["prompts"])
+    whole = pt.merge(trainer.model, tokenizer, f"{output_dir}/merged", ask["prompts"])
     card = f"{output_dir}/run_card.json"
     file = f"{output_dir}/complaints-{quantization}.gguf"
-    pt.export_gguf(merged, file, quantization, run_card=card, example=ask["prompts"][0])
+    pt.export_gguf(whole, file, quantization, run_card=card, example=ask["prompts"][0])
     few = slice(None, None, -(-len(held_out) // 72))  # 72 rows at most: llama.cpp runs on the CPU here
-    options = {"grammar": complaints.grammar, "max_new_tokens": max_new_tokens, "run_card": card}
-    print(pt.check_export(file, tokenizer, held_out[few], complaints, after_held[few], **options))
+    held = {"grammar": complaints.grammar, "max_new_tokens": max_new_tokens}
+    model, tokenizer = pt.load_model(str(whole), max_seq_length, lora_r=0)
+    options = {"merged": pt.evaluate(model, tokenizer, held_out[few], complaints, **held), "run_card": card}
+    display(pt.check_export(file, tokenizer, held_out[few], complaints, after_held[few], **held, **options))
 
 # %% [markdown]
 # ## What we learned

@@ -27,15 +27,25 @@ def test_an_answer_cut_by_the_limit_is_marked(loaded):
     assert complete(model, tokenizer, PROMPTS[1:2], max_new_tokens=3)[0][1] is True
 
 
-def test_an_answer_that_ends_is_not_marked_and_carries_no_stop_token(loaded, monkeypatch):
+def test_an_answer_that_ends_is_not_marked_and_carries_no_stop_token(loaded):
+    assert complete(*loaded, PROMPTS[:1], max_new_tokens=8, grammar=['start: "Hello"']) == [("Hello", False)]
+
+
+def test_answers_that_end_leave_the_batch_and_the_others_go_on_as_alone(loaded, monkeypatch):
     model, tokenizer = loaded
-    hello = tokenizer("Hello", add_special_tokens=False)["input_ids"]
+    whole, sizes = model.generate, []
 
-    def stopping(input_ids, **kwargs):
-        return torch.cat([input_ids, torch.tensor([[*hello, 106, 0, 0]])], dim=1)
+    def counted(**options):
+        sizes.append(len(options["input_ids"]))
+        return whole(**options)
 
-    monkeypatch.setattr(model, "generate", stopping)
-    assert complete(model, tokenizer, PROMPTS[:1], max_new_tokens=8) == [("Hello", False)]
+    monkeypatch.setattr(model, "generate", counted)
+    grammars = ['start: "Hello"', "start: /[a-z ]+/", 'start: "one two three four five six"']
+    alone = [complete(model, tokenizer, [p], 9, grammar=[g])[0] for p, g in zip(PROMPTS, grammars, strict=True)]
+    sizes.clear()
+    assert complete(model, tokenizer, PROMPTS, 9, grammar=grammars) == alone
+    assert sizes[0] == 3 and sizes == sorted(sizes, reverse=True) and sizes[-1] < 3
+    assert [cut for _, cut in alone] == [False, True, False]
 
 
 def test_sampling_draws_and_greedy_repeats(loaded):
@@ -127,7 +137,7 @@ def test_held_to_a_grammar_even_the_untuned_model_parses_and_invents_nothing(loa
 def test_without_a_grammar_nothing_of_it_runs(loaded, monkeypatch):
     from pockettune import generation
 
-    monkeypatch.setattr(generation, "_hold", None)
+    monkeypatch.setattr(generation, "_Held", None)
     assert len(generate(*loaded, PROMPTS[:1], max_new_tokens=2)) == 1
 
 

@@ -394,6 +394,7 @@ def check_export(
     max_new_tokens: int = 256,
     run_card: str | Path | None = None,
     adapter: str | Path | None = None,
+    merged: list[Result] | None = None,
 ):
     """Answer held-out rows with an exported file itself; return its scores beside the tuned model's as a DataFrame.
 
@@ -402,9 +403,11 @@ def check_export(
     the tokens the model was trained on, with one <bos> where it has one, and render the chat as it was trained. Raises
     ValueError when it does not, or when a score falls by more than `limit` points and by more than chance may do (the
     paired 95 % interval of the loss lies above 0); the file is then renamed to .refused. With `run_card` the card
-    gains a line about the file. `adapter` is a GGUF adapter to be put over the file.
+    gains a line about the file. With `adapter`, a GGUF adapter over the file, it is the adapter that is judged.
+    `merged`, results of the merged model on the same rows, becomes a column.
     """
     file = Path(file)
+    exported = Path(adapter or file)
     if not rows or len(rows) != len(reference):
         raise ValueError(
             f"{len(rows)} rows and {len(reference)} results of the tuned model: give one for each, and some"
@@ -412,7 +415,7 @@ def check_export(
     if adapter and file.suffix == ".litertlm":
         raise ValueError(f"{file.name} takes no adapter: merge it and export the whole")
     card = json.loads(Path(run_card).read_text(encoding="utf-8")) if run_card else {}
-    card["exports"] = [line for line in card.get("exports", []) if line["file"] != file.name]
+    card["exports"] = [line for line in card.get("exports", []) if line["file"] != exported.name]
     prompts = [task.to_example(row)["prompt"] for row in rows]
     grammars = grammar and [grammar(row) for row in rows]
     completions = [r["completion"] for r in reference]
@@ -422,27 +425,32 @@ def check_export(
         else:
             answers, measured = _ask_gguf(file, tokenizer, prompts, completions, max_new_tokens, grammars, adapter)
         results = score_completions(*zip(*answers, strict=True), rows, task, known=known)
-        table = compare(reference, results).rename(columns={"base": "tuned", "tuned": "exported"})
+        between = {"merged": merged} if merged else {}
+        table = compare(reference, results, **between).rename(columns={"base": "tuned", "tuned": "exported"})
+        table = table[["tuned", *between, "exported", "gain"]]
         for name in reference[0]["scores"]:
             sign = -100 if name == "capped" else 100
             pairs = zip(reference, results, strict=True)
             lost, low, _ = intervals([sign * (a["scores"][name] - b["scores"][name]) for a, b in pairs])
             if lost > limit and low > 0:
                 raise _Refused(
-                    f"{file.name} is worse than the tuned model: {name} lost {lost:.1f} points on {len(rows)} rows, {limit:g} "
-                    f"are allowed. A GGUF file of q8_0 or bf16 is nearer to it\n{table}"
+                    f"{exported.name} is worse than the tuned model: {name} lost {lost:.1f} points on {len(rows)} rows, {limit:g} "
+                    f"are allowed. A GGUF file of q8_0 or bf16 is nearer to it\n{table.to_string()}"
                 )
     except _Refused:
-        if adapter is None:
-            os.replace(file, f"{file}.refused")
+        os.replace(exported, f"{exported}.refused")
         if run_card:
             write_text(run_card, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
         raise
     if run_card:
-        with file.open("rb") as data:
+        with exported.open("rb") as data:
             digest = hashlib.file_digest(data, "sha256").hexdigest()
-        line = {"file": file.name, "bytes": file.stat().st_size, "sha256": digest, "adapter": adapter is not None}
-        card["exports"].append(line | measured | {"rows": len(rows), "scores": _scores(results)})
+        line = {"file": exported.name, "bytes": exported.stat().st_size, "sha256": digest}
+        line |= {"over": file.name} if adapter else {}
+        scores = {"tuned": reference, **between, "exported": results}
+        same = sum(a["completion"] == b["completion"] for a, b in zip(reference, results, strict=True))
+        line |= measured | {"rows": len(rows), "same_text": same}
+        card["exports"].append(line | {"scores": {label: _scores(found) for label, found in scores.items()}})
         write_text(run_card, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     return table
 
@@ -578,9 +586,9 @@ def _gguf_ends(file: Path) -> list[int]:
 
 
 def main(run: str, task_name: str, train_file: str, eval_file: str, kind: str = "q8_0", n: int = 16) -> None:
-    """Export the adapters of a finished notebook run, let the file answer n held-out rows, and print both scores.
+    """Export the adapters of a finished notebook run, let the file answer n held-out rows, and print all scores.
 
-    `kind` is a quantization of GGUF, or litertlm.
+    `kind` is a quantization of GGUF; adapter, for the adapters alone over a Q8_0 file of the base model; or litertlm.
     """
     from importlib import import_module
 
@@ -589,23 +597,34 @@ def main(run: str, task_name: str, train_file: str, eval_file: str, kind: str = 
     from pockettune.rows import load_rows
 
     task, folder = import_module(f"pockettune.tasks.{task_name}"), Path(run)
-    litert = kind == "litertlm"
-    card, file = folder / "run_card.json", folder / (f"{task_name}.litertlm" if litert else f"{task_name}-{kind}.gguf")
+    card = folder / "run_card.json"
     rows = random.Random(3407).sample(load_rows(eval_file), n)
     prompts = [task.to_example(row)["prompt"] for row in rows[:3]]
     options = {"max_new_tokens": 176}
     if not hasattr(task, "grammar"):  # answers in its own words, which must not be training answers
         options["known"] = tuple(task.to_example(row)["completion"][0]["content"] for row in load_rows(train_file))
-    elif not litert:  # LiteRT-LM takes none: then both answer without
+    elif kind != "litertlm":  # LiteRT-LM takes none: then both answer without
         options["grammar"] = task.grammar
     model, tokenizer = load_model(str(folder / "model"))
     reference = evaluate(model, tokenizer, rows, task, **options)
     whole = merge(model, tokenizer, folder / "merged", prompts)
+    model, tokenizer = load_model(str(whole), lora_r=0)
+    merged = evaluate(model, tokenizer, rows, task, **options)
     del model  # the export may want the memory
-    if litert:
-        export_litertlm(whole, file)
+    adapter = None
+    if kind == "adapter":
+        adapter = export_gguf_adapter(folder / "model", folder / f"{task_name}-adapter.gguf")
+        base = json.loads((folder / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
+        file = folder.parent / f"{Path(base).name}-q8_0.gguf"  # one for all adapters
+        if not file.is_file():
+            export_gguf(_locate(base), file)
+        said = f"llama-cli -m {file} --lora {adapter} asks it"
+    elif kind == "litertlm":
+        file = export_litertlm(whole, folder / f"{task_name}.litertlm")
+        said = "import it in AI Edge Gallery"
     else:
-        export_gguf(whole, file, kind, run_card=card, example=prompts[0])
-    print(check_export(file, tokenizer, rows, task, reference, run_card=card, **options))
-    said = "import it in AI Edge Gallery" if litert else f"{file.with_suffix('.md')} says how to ask it"
-    print(f"\n{file}: {file.stat().st_size / 1e6:.0f} MB; {said}")
+        file = export_gguf(whole, folder / f"{task_name}-{kind}.gguf", kind, run_card=card, example=prompts[0])
+        said = f"{file.with_suffix('.md')} says how to ask it"
+    options |= {"run_card": card, "adapter": adapter, "merged": merged}
+    print(check_export(file, tokenizer, rows, task, reference, **options).to_string())
+    print(f"\n{adapter or file}: {(adapter or file).stat().st_size / 1e6:.0f} MB; {said}")

@@ -55,9 +55,7 @@ def complete(
         from pockettune import llamacpp
 
         return llamacpp.complete(model, tokenizer, prompts, max_new_tokens, temperature, batch_size, grammar)
-    import torch
 
-    stops = stop_ids(model)
     texts = [render(tokenizer, prompt) for prompt in prompts]
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     answers: list[tuple[str, bool]] = [("", False)] * len(prompts)
@@ -67,25 +65,51 @@ def complete(
         tokenized = tokenizer(texts, add_special_tokens=False)["input_ids"]
         batch_size = batch_size or _fitting(model, max(map(len, tokenized), default=0) + max_new_tokens)
         with merged(model):
-            for indices in _batches([len(ids) for ids in tokenized], batch_size):
-                held = [_hold(model, tokenizer, [grammar[i] for i in indices])] if grammar is not None else None
-                batch = {"input_ids": [tokenized[i] for i in indices]}
-                batch = tokenizer.pad(batch, padding_side="left", return_tensors="pt").to(model.device)
-                with torch.inference_mode(), autocast(model):
-                    output = model.generate(
-                        **batch,
-                        max_new_tokens=max_new_tokens,
-                        max_length=None,  # Unsloth sets one, and each call would warn of the two
-                        eos_token_id=stops,
-                        use_cache=True,
-                        logits_processor=held,
-                        **sampling,
-                    )
-                for i, ids in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                    end = next((at for at, token in enumerate(ids) if token in stops), None)
-                    answers[i] = (tokenizer.decode(ids[:end], skip_special_tokens=True), end is None)
+            for rows in _batches([len(ids) for ids in tokenized], batch_size):
+                held = _Held(model, tokenizer, [grammar[i] for i in rows]) if grammar is not None else None
+                found = _complete_batch(model, tokenizer, [tokenized[i] for i in rows], max_new_tokens, held, sampling)
+                for i, answer in zip(rows, found, strict=True):
+                    answers[i] = answer
     finally:
         model.train(was_training)
+    return answers
+
+
+def _complete_batch(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, held, sampling: dict) -> list:
+    """Answer the prompts of one batch together; whenever half of the answers have ended, go on with the others alone."""
+    import torch
+
+    stops, answers, going = stop_ids(model), [("", False)] * len(prompts), list(range(len(prompts)))
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    ids, mask, cache = batch["input_ids"], batch["attention_mask"], None
+    start = ids.shape[1]
+    while going:
+        with torch.inference_mode(), autocast(model):
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                max_new_tokens=start + max_new_tokens - ids.shape[1],
+                max_length=None,  # Unsloth sets one, and each call would warn of the two
+                eos_token_id=stops,
+                stopping_criteria=[_half_ended(start, stops)],
+                use_cache=True,
+                return_dict_in_generate=True,
+                logits_processor=held and [held],
+                **sampling,
+            )
+        left = []
+        for at, new in enumerate(output.sequences[:, start:].tolist()):
+            end = next((n for n, token in enumerate(new) if token in stops), None)
+            if end is None and len(new) < max_new_tokens:
+                left.append(at)
+            else:
+                answers[going[at]] = (tokenizer.decode(new[:end], skip_special_tokens=True), end is None)
+        going, ids, cache = [going[at] for at in left], output.sequences[left], output.past_key_values
+        mask = torch.nn.functional.pad(mask[left], (0, ids.shape[1] - mask.shape[1]), value=1)
+        cache.batch_select_indices(left)
+        if held:
+            held.keep(left)
     return answers
 
 
@@ -154,39 +178,54 @@ def _vocabulary(tokenizer, size: int, stops: tuple[int, ...]):
     return from_tokenizer(tokenizer, n_vocab=size, eos_token=list(stops))
 
 
-def _hold(model, tokenizer, grammars: list[str]):
-    """A logits processor that leaves each row of one batch only the tokens its grammar allows next."""
-    import numpy as np
+def _half_ended(start: int, stops: list[int]):
+    """A stopping criterion: whether half of the rows, or all, have a stop token after `start`."""
     import torch
-    from llguidance import LLExecutor, LLMatcher
-    from llguidance.numpy import allocate_token_bitmask, consume_token_par, fill_next_token_bitmask_par
-    from transformers import LogitsProcessor
 
-    size, stops = model.config.vocab_size, stop_ids(model)
-    matchers = [LLMatcher(_vocabulary(tokenizer, size, tuple(stops)), text) for text in grammars]
-    for matcher in matchers:
-        if matcher.is_error():
-            raise ValueError(f"llguidance cannot read the grammar: {matcher.get_error()[:300]}")
-    threads = LLExecutor(num_threads=os.cpu_count())
-    masks = allocate_token_bitmask(len(matchers), size)
-    end = np.zeros_like(masks[0])
-    end[stops[-1] // 32] = np.uint32(1 << stops[-1] % 32).astype(np.int32)
+    def stop(input_ids, scores, **_):
+        ended = torch.isin(input_ids[:, start:], torch.tensor(stops, device=input_ids.device)).any(1)
+        return ended | (2 * ended.sum() >= len(ended))
 
-    class Hold(LogitsProcessor):
-        started, live = False, [(m, i) for i, m in enumerate(matchers)]
+    return stop
 
-        def __call__(self, input_ids, scores):
-            if self.started:
-                last = input_ids[:, -1].tolist()
-                if not all(consume_token_par(threads, [(m, last[i]) for m, i in self.live])):
-                    raise RuntimeError("a token was drawn that its grammar does not allow: logits of NaN, perhaps")
-                for matcher, i in self.live:
-                    if matcher.is_stopped():  # the answer is whole: nothing but its end may follow
-                        masks[i] = end
-            self.started, self.live = True, [(m, i) for m, i in self.live if not m.is_stopped()]
-            if self.live:
-                fill_next_token_bitmask_par(threads, self.live, masks)
-            bits = torch.from_numpy(masks).to(scores.device)[:, :, None] >> torch.arange(32, device=scores.device)
-            return scores.masked_fill((bits & 1).view(len(masks), -1)[:, : scores.shape[1]] == 0, -torch.inf)
 
-    return Hold()
+class _Held:
+    """A logits processor that leaves each row of one batch only the tokens its grammar allows next."""
+
+    def __init__(self, model, tokenizer, grammars: list[str]):
+        import numpy as np
+        from llguidance import LLExecutor, LLMatcher
+        from llguidance.numpy import allocate_token_bitmask
+
+        size, stops = model.config.vocab_size, stop_ids(model)
+        matchers = [LLMatcher(_vocabulary(tokenizer, size, tuple(stops)), text) for text in grammars]
+        for matcher in matchers:
+            if matcher.is_error():
+                raise ValueError(f"llguidance cannot read the grammar: {matcher.get_error()[:300]}")
+        self.threads = LLExecutor(num_threads=os.cpu_count())
+        self.masks = allocate_token_bitmask(len(matchers), size)
+        self.end = np.zeros_like(self.masks[0])
+        self.end[stops[-1] // 32] = np.uint32(1 << stops[-1] % 32).astype(np.int32)
+        self.started, self.live = False, [(m, i) for i, m in enumerate(matchers)]
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only, in this order."""
+        self.masks = self.masks[rows]
+        self.live = [(m, rows.index(i)) for m, i in self.live if i in rows]
+
+    def __call__(self, input_ids, scores):
+        import torch
+        from llguidance.numpy import consume_token_par, fill_next_token_bitmask_par
+
+        if self.started:
+            last = input_ids[:, -1].tolist()
+            if not all(consume_token_par(self.threads, [(m, last[i]) for m, i in self.live])):
+                raise RuntimeError("a token was drawn that its grammar does not allow: logits of NaN, perhaps")
+            for matcher, i in self.live:
+                if matcher.is_stopped():  # the answer is whole: nothing but its end may follow
+                    self.masks[i] = self.end
+        self.started, self.live = True, [(m, i) for m, i in self.live if not m.is_stopped()]
+        if self.live:
+            fill_next_token_bitmask_par(self.threads, self.live, self.masks)
+        bits = torch.from_numpy(self.masks).to(scores.device)[:, :, None] >> torch.arange(32, device=scores.device)
+        return scores.masked_fill((bits & 1).view(len(self.masks), -1)[:, : scores.shape[1]] == 0, -torch.inf)
