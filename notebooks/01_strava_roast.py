@@ -146,7 +146,7 @@ before = pt.evaluate(model, tokenizer, held_out, roast, known=known, max_new_tok
 print(before[5 % len(before)]["completion"])
 
 # %% [markdown]
-# It talks around the question and does not know when to stop: this is what tuning has to change.
+# It repeats the question or wanders off, and does not know when to stop: this is what tuning has to change.
 
 # %% [markdown]
 # ## From rows to training examples
@@ -250,8 +250,8 @@ print(again[0])
 
 # %% [markdown]
 # For a phone, or a program without Python, the adapters are merged into the weights, compared with the tuned model, and
-# written as one GGUF file. Then that file itself answers the held-out rows: if it scores worse than the tuned
-# model, or cuts a text into other tokens, the cell stops. PocketPal (Android, iOS), Ollama and llama.cpp open it;
+# written as one GGUF file. Then that file itself answers the held-out rows, as do the merged weights: if it scores worse
+# than the tuned model, or cuts a text into other tokens, the cell stops. PocketPal (Android, iOS), Ollama and llama.cpp open it;
 # the two small files beside it say how to ask. In Colab, download them from the Files panel on the left.
 
 # %%
@@ -264,6 +264,8 @@ if quantization:
     pt.export_gguf(whole, file, quantization, run_card=card, example=example["prompt"])
     options = {"max_new_tokens": max_new_tokens, "merged": merged, "run_card": card}
     display(pt.check_export(file, tokenizer, held_out, roast, after, known=known, **options))
+else:
+    print("no file, because quantization is empty; `make phone` writes one of the last `make roast`")
 
 # %% [markdown]
 # ## What we learned

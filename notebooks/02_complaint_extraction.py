@@ -287,8 +287,8 @@ json.loads(again[0])
 
 # %% [markdown]
 # For a phone, or a program without Python, the adapters are merged into the weights, compared with the tuned model, and
-# written as one GGUF file. Then that file itself answers the held-out rows: if it scores worse than the tuned
-# model by more than chance explains, or cuts a text into other tokens, the cell stops. PocketPal (Android, iOS), Ollama and llama.cpp open it;
+# written as one GGUF file. Then that file itself answers held-out rows, as do the merged weights: if it scores worse than
+# the tuned model by more than chance explains, or cuts a text into other tokens, the cell stops. PocketPal (Android, iOS), Ollama and llama.cpp open it;
 # the two small files beside it say how to ask. In Colab, download them from the Files panel on the left. Apps do
 # not hold the answers to the grammar: there a value may be no piece of the text.
 
@@ -303,6 +303,8 @@ if quantization:
     model, tokenizer = pt.load_model(str(whole), max_seq_length, lora_r=0)
     options = {"merged": pt.evaluate(model, tokenizer, held_out[few], complaints, **held), "run_card": card}
     display(pt.check_export(file, tokenizer, held_out[few], complaints, after_held[few], **held, **options))
+else:
+    print("no file, because quantization is empty; `make phone-complaints` writes one of the last `make complaints`")
 
 # %% [markdown]
 # ## What we learned

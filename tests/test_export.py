@@ -108,11 +108,15 @@ def card(tmp_path_factory):
 
 def test_a_file_passes_the_gate_and_the_card_gains_a_line(merged, tuned, rows, prompts, same, answers, card, tmp_path):
     file = export_gguf(merged, tmp_path / "roast.gguf", run_card=card, example=prompts[0])
-    table = gate(file, tuned, rows, same, answers, run_card=card)
-    assert list(table.columns) == ["tuned", "exported", "gain"] and table.loc["same", "tuned"].startswith("100")
+    between = score_completions(answers[:3] + ["other"], [False] * 4, rows, same)
+    table = gate(file, tuned, rows, same, answers, run_card=card, merged=between)
+    assert list(table.columns) == ["tuned", "merged", "exported", "gain"]
+    assert table.loc["same", "tuned"].startswith("100") and table.loc["same", "merged"].startswith("75")
     (line,) = json.loads(card.read_text())["exports"]
     assert line["bytes"] == file.stat().st_size and len(line["sha256"]) == 64 and line["tokens_per_second"] > 0
-    assert line["scores"]["same"]["mean"] >= 0.75 and line["rows"] == len(rows)
+    scores = {label: found["same"]["mean"] for label, found in line["scores"].items()}
+    assert scores["tuned"] == 1 and scores["merged"] == 0.75 and scores["exported"] >= 0.75
+    assert line["rows"] == len(rows) and line["same_text"] == 4 * scores["exported"]
     assert 0.1 < line["peak_memory_gb"] < 4
     fields = GGUFReader(file).fields
     told = {key: field.contents() for key, field in fields.items() if key.startswith(("general.", "pockettune."))}
@@ -197,14 +201,23 @@ def base(embedded_folder, tmp_path_factory):
     return export_gguf(embedded_folder, tmp_path_factory.mktemp("base") / "base.gguf", "bf16")
 
 
-def test_an_adapter_file_over_the_base_model_answers_as_the_merged_one(tuned, base, prompts, answers, tmp_path):
-    model, tokenizer = tuned
-    adapter = export_gguf_adapter(save_model(model, tokenizer, tmp_path / "model"), tmp_path / "adapter.gguf")
-    with_adapter, without = (
-        [text for text, _ in complete(base, tokenizer, prompts, TOKENS, adapter=a)] for a in (adapter, None)
-    )
-    assert sum(a == b for a, b in zip(with_adapter, answers, strict=True)) >= 3
-    assert with_adapter != without
+def test_an_adapter_over_the_base_model_passes_the_gate_and_one_of_nothing_is_refused(
+    tuned, base, rows, same, answers, tmp_path, monkeypatch
+):
+    folder, card = save_model(*tuned, tmp_path / "model"), tmp_path / "run_card.json"
+    adapter = export_gguf_adapter(folder, tmp_path / "adapter.gguf")
+    card.write_text("{}")
+    gate(base, tuned, rows, same, answers, adapter=adapter, run_card=card)
+    (line,) = json.loads(card.read_text())["exports"]
+    assert line["file"] == "adapter.gguf" and line["over"] == "base.gguf" and line["bytes"] == adapter.stat().st_size
+    assert line["same_text"] >= 3
+
+    whole = export._tensors
+    monkeypatch.setattr(export, "_tensors", lambda *a: ((name, 0 * tensor) for name, tensor in whole(*a)))
+    nothing = export_gguf_adapter(folder, tmp_path / "nothing.gguf")
+    with pytest.raises(ValueError, match="nothing.gguf is worse than the tuned model: same lost 100"):
+        gate(base, tuned, rows, same, answers, adapter=nothing)
+    assert base.is_file() and not nothing.exists() and (tmp_path / "nothing.gguf.refused").is_file()
 
 
 def test_generate_takes_a_file_and_a_grammar(base, tuned, root):

@@ -24,7 +24,7 @@ class Extractor:
     """A model, loaded once, that turns records into rows of fields.
 
     `model` is a folder, a hub name, "embedded/gemma-3-270m", a GGUF file with `merge`'s folder `merged` beside it (llama.cpp
-    answers then, on the CPU) or "rules". `task` is the name of a module in `pockettune.tasks`, `text` the column to be read; `keep`
+    answers then, on the CPU) or "rules"; with `vllm` vLLM answers, for a whole model such as `merged`. `task` is the name of a module in `pockettune.tasks`, `text` the column to be read; `keep`
     names columns to be carried over. Answers are held to the task's grammar unless `held` is False. Raises ValueError for
     columns that would take the place of the result's own, and for limits that leave a prompt no room.
     """
@@ -38,9 +38,10 @@ class Extractor:
         held: bool = True,
         max_new_tokens: int = 256,
         max_seq_length: int = 2048,
+        vllm: bool = False,
     ):
         self.task = import_module(f"pockettune.tasks.{task}")
-        self.text, self.keep, self.held = text, tuple(keep), held
+        self.text, self.keep, self.held, self.vllm = text, tuple(keep), held, vllm
         self.max_new_tokens, self.max_seq_length = max_new_tokens, max_seq_length
         if taken := {"row", "reason", "model", "prompt", *self.task.fields("", {"input": ""})} & set(keep):
             raise ValueError(
@@ -59,6 +60,10 @@ class Extractor:
             from transformers import AutoTokenizer
 
             self.model, self.tokenizer = model, AutoTokenizer.from_pretrained(Path(model).with_name("merged"))
+        elif vllm:
+            from pockettune import vllm_engine
+
+            self.model, self.tokenizer = vllm_engine.load(model, max_seq_length)
         else:
             from pockettune.models import load_model
 
@@ -178,7 +183,7 @@ def extract(
         total = sum(1 for _ in records(source))
         answer = Extractor(model, **options)
         begun = {"source": source.name, "source_sha256": _digest(source), "rows": total, "shard_rows": shard_rows}
-        settings = ("text", "keep", "held", "max_new_tokens", "max_seq_length")
+        settings = ("text", "keep", "held", "max_new_tokens", "max_seq_length", "vllm")
         begun |= {"file_format": file_format, "task": answer.task.__name__.rpartition(".")[2]}
         begun |= {name: getattr(answer, name) for name in settings} | answer.digests
         manifest = _begin(out, json.loads(json.dumps(begun)))
@@ -351,12 +356,13 @@ def main(
     held: Annotated[bool, typer.Option(help="hold answers to the grammar of each text")] = True,
     max_new_tokens: Annotated[int, typer.Option(help="cap on an answer")] = 256,
     max_seq_length: Annotated[int, typer.Option(help="tokens of prompt and answer; longer texts fail")] = 2048,
+    vllm: Annotated[bool, typer.Option(help="answer with vLLM, in an environment that has it")] = False,
     workers: Annotated[int, typer.Option(help="so many models at a time under Ray Data, Parquet in and out")] = 0,
     gpus: Annotated[float, typer.Option(help="GPUs for each of them")] = 0,
 ) -> None:
     """Extract fields from every row of a file, on this machine; start it again after a crash."""
     options = {"task": task, "text": text, "keep": keep, "held": held}
-    options |= {"max_new_tokens": max_new_tokens, "max_seq_length": max_seq_length}
+    options |= {"max_new_tokens": max_new_tokens, "max_seq_length": max_seq_length, "vllm": vllm}
     try:
         if workers:
             done = extract_with_ray(source, out, model, workers=workers, batch_rows=shard_rows, gpus=gpus, **options)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -97,9 +98,12 @@ def _join(parts: list, target: Path) -> None:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF of Gemma 3 as a Hugging Face folder: bfloat16 weights, exact tokenizer, template, stop ids."""
+    import gguf as library
     import torch
     from transformers import AutoModelForCausalLM
 
+    # Transformers reads the file twice and _tokenizer once more, and each walk over the vocabulary takes ten seconds.
+    library.GGUFReader = cache(library.GGUFReader)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     # The weights are plain bfloat16 now; save_pretrained refuses while these say they are quantized.
     del model.config.quantization_config, model.hf_quantizer
@@ -116,7 +120,7 @@ def _tokenizer(gguf: Path):
     from transformers import GemmaTokenizer
     from transformers.convert_slow_tokenizer import generate_merges
 
-    fields = GGUFReader(gguf).fields
+    fields = GGUFReader(str(gguf)).fields
     types, scores, pieces = (fields[f"tokenizer.ggml.{key}"].contents() for key in ("token_type", "scores", "tokens"))
     # llama.cpp stores runs of spaces as spaces; Gemma's own vocabulary writes them as runs of "▁".
     pieces = [re.sub("^ +$", lambda run: "▁" * len(run[0]), piece) for piece in pieces]

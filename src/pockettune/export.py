@@ -592,6 +592,8 @@ def main(run: str, task_name: str, train_file: str, eval_file: str, kind: str = 
     """
     from importlib import import_module
 
+    from huggingface_hub import snapshot_download
+
     from pockettune.evaluation import evaluate
     from pockettune.litert import export_litertlm
     from pockettune.rows import load_rows
@@ -617,7 +619,8 @@ def main(run: str, task_name: str, train_file: str, eval_file: str, kind: str = 
         base = json.loads((folder / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
         file = folder.parent / f"{Path(base).name}-q8_0.gguf"  # one for all adapters
         if not file.is_file():
-            export_gguf(_locate(base), file)
+            whole = _locate(base)  # a hub model stays a name
+            export_gguf(whole if Path(whole).is_dir() else snapshot_download(whole), file)
         said = f"llama-cli -m {file} --lora {adapter} asks it"
     elif kind == "litertlm":
         file = export_litertlm(whole, folder / f"{task_name}.litertlm")

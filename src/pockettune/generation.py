@@ -38,7 +38,7 @@ def generate(
 ) -> list[str]:
     """Answer prompts (lists of messages), greedily at temperature 0; returns one text for each, in order.
 
-    `model` may be the path of a GGUF file: llama.cpp then answers. `batch_size` is chosen by free memory where it is None.
+    `model` may be the path of a GGUF file: llama.cpp then answers; or an LLM of vLLM's. `batch_size` is chosen by free memory where it is None.
     `grammar` holds one grammar for each prompt, in llguidance's Lark: an answer can then be nothing else, but for one
     that hits the token limit. Raises ValueError for a grammar that cannot be read.
     """
@@ -55,7 +55,10 @@ def complete(
         from pockettune import llamacpp
 
         return llamacpp.complete(model, tokenizer, prompts, max_new_tokens, temperature, batch_size, grammar)
+    if type(model).__module__.startswith("vllm."):
+        from pockettune import vllm_engine
 
+        return vllm_engine.complete(model, tokenizer, prompts, max_new_tokens, temperature, batch_size, grammar)
     texts = [render(tokenizer, prompt) for prompt in prompts]
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     answers: list[tuple[str, bool]] = [("", False)] * len(prompts)

@@ -1,0 +1,49 @@
+"""Answers by vLLM, where it is installed: a whole model, hundreds of rows at a time."""
+
+import os
+from pathlib import Path
+
+from pockettune.environment import device_precision
+from pockettune.generation import render
+from pockettune.models import _locate
+
+
+def load(path: str, max_seq_length: int = 2048):
+    """Load a whole model, such as `merge` writes, in the precision it was trained in; returns vLLM's LLM and the tokenizer.
+
+    Raises ImportError without vLLM, ValueError for a folder of adapters.
+    """
+    try:
+        from vllm import LLM
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"no vLLM in this environment ({error}): the README says how to make one that has it"
+        ) from None
+    from transformers import AutoConfig, AutoTokenizer
+
+    if (Path(path) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{Path(path).name} holds adapters, vLLM reads whole models: give the folder that `merge` wrote"
+        )
+    path = _locate(path)
+    flags = device_precision(AutoConfig.from_pretrained(path).model_type)
+    dtype = "bfloat16" if flags.bf16 else "float16" if flags.fp16 else "float32"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    backend = {"backend": "guidance"}  # llguidance, as in `generate`: the same grammars
+    model = LLM(path, dtype=dtype, max_model_len=max_seq_length, structured_outputs_config=backend)
+    return model, AutoTokenizer.from_pretrained(path)
+
+
+def complete(
+    model, tokenizer, prompts, max_new_tokens=256, temperature=0.0, batch_size=None, grammar=None
+) -> list[tuple[str, bool]]:
+    """Answer prompts; of each the text and whether it was cut off by the token limit. vLLM chooses its batches itself."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    ids = tokenizer([render(tokenizer, prompt) for prompt in prompts], add_special_tokens=False)["input_ids"]
+    held = [StructuredOutputsParams(grammar=g) for g in grammar] if grammar else [None] * len(ids)
+    settings = {"temperature": temperature, "max_tokens": max_new_tokens}
+    params = [SamplingParams(structured_outputs=one, **settings) for one in held]
+    found = model.generate([{"prompt_token_ids": one} for one in ids], params, use_tqdm=False)
+    return [(one.outputs[0].text, one.outputs[0].finish_reason == "length") for one in found]
