@@ -9,7 +9,7 @@ EXPORTED = @$(BIN)/python -c 'from pockettune.export import main; main("$(1)", "
 PAPERMILL := $(BIN)/papermill --kernel python3 --no-log-output
 
 .DEFAULT_GOAL := help
-.PHONY: help setup roast roast-gpu roast-article complaints complaints-gpu phone phone-complaints litert litert-complaints bulk data test test-litert lint notebooks settings clean
+.PHONY: help setup roast roast-gpu roast-article complaints complaints-gpu phone phone-complaints litert litert-complaints bulk data test test-litert test-vllm lint notebooks settings clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -78,11 +78,22 @@ data: .venv/ready-dev  ## write the complaints anew from their generators, byte 
 	$(BIN)/python data/complaints/generate.py
 	$(BIN)/python data/complaints_eval/generate.py
 
+.venv-vllm/ready: requirements-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --upgrade pip
+	.venv-vllm/bin/python -m pip install --quiet -r requirements-vllm.txt
+	.venv-vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec  # for pictures and sound; here unused
+	.venv-vllm/bin/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
 test: lint  ## lint, unit tests, and the notebooks at a few steps
 	$(BIN)/python -m pytest
 
 test-litert: .venv/ready-dev .venv-litert/ready  ## write a .litertlm file of the real model and let it answer (five minutes)
 	POCKETTUNE_TEST_LITERT=1 $(BIN)/python -m pytest tests/test_litert.py
+
+test-vllm: .venv/ready-dev .venv-vllm/ready  ## let vLLM, in an environment of its own, answer beside our own engine (five minutes)
+	POCKETTUNE_TEST_VLLM=1 $(BIN)/python -m pytest tests/test_vllm.py
 
 lint: .venv/ready-dev  ## check style
 	$(BIN)/ruff check .
@@ -97,4 +108,4 @@ settings: setup  ## compare training settings on held-out rows (GPU)
 	$(BIN)/python benchmarks/complaint_settings.py
 
 clean:  ## remove the environment and all outputs
-	rm -rf .venv .venv-litert outputs
+	rm -rf .venv .venv-litert .venv-vllm outputs

@@ -159,17 +159,21 @@ def test_another_source_setting_or_process_is_refused(tmp_path, texts):
 
 
 def test_what_a_source_may_hold(tmp_path, texts):
-    """A quote that is never closed, an instruction that is no text, half a character in a column that is kept, a late key."""
+    """A quote that is never closed, an instruction that is no text, half a character in columns that are kept, a late key."""
     (tmp_path / "in.csv").write_text('id,input\n1,"家住一楼"\n2,"x\n3,y\n4,z\n', encoding="utf-8")
     extract(tmp_path / "in.csv", tmp_path / "csv", "rules", keep=["id"])
     assert [row["reason"] for row in answers(tmp_path / "csv")] == [None, "unexpected end of data (lines 3 to 5)"]
-    lines = ['{"input": "x"}', '{"input": "y", "instruction": 5}', '{"input": "z", "id": "\\ud800"}', "[" * 100_000]
+    lines = [
+        '{"input": "x", "tags": ["\\ud800"]}',
+        '{"input": "y", "instruction": 5}',
+        '{"input": "z", "id": "\\ud800"}',
+    ]
+    lines += ["[" * 100_000]
     (tmp_path / "in.jsonl").write_text("\n".join([*lines, '{"n": ' + "9" * 5000 + "}"]), encoding="utf-8")
-    extract(tmp_path / "in.jsonl", tmp_path / "out", "rules", keep=["id"])
+    extract(tmp_path / "in.jsonl", tmp_path / "out", "rules", keep=["id", "tags"])
     rows = answers(tmp_path / "out")
-    assert (
-        [row["id"] for row in rows] == [None, None, "?", None, None] and not rows[0]["reason"] and not rows[2]["reason"]
-    )
+    assert [row["id"] for row in rows] == [None, None, "?", None, None] and rows[0]["tags"] == ["?"]
+    assert not rows[0]["reason"] and not rows[2]["reason"]
     assert rows[1]["reason"] == "the column 'instruction' holds no text"
     assert all("not JSON that can be read" in row["reason"] for row in rows[3:])
 

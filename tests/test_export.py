@@ -87,13 +87,13 @@ def test_a_merged_folder_is_an_ordinary_model(merged, loaded, prompts):
 
 
 def test_a_merge_that_lost_the_adapters_is_refused_and_leaves_nothing(tuned, prompts, tmp_path, monkeypatch):
-    whole, uses = export.merged, []
+    whole, uses = export.merged_weights, []
 
     def once_without(model):
         uses.append(model)
         return contextlib.nullcontext(model.disable_adapter()) if len(uses) == 1 else whole(model)
 
-    monkeypatch.setattr(export, "merged", once_without)
+    monkeypatch.setattr(export, "merged_weights", once_without)
     with pytest.raises(RuntimeError, match="answers differently"):
         merge(*tuned, tmp_path / "merged", prompts[:1])
     assert list(tmp_path.iterdir()) == []
@@ -268,6 +268,8 @@ def test_what_cannot_be_written_is_said(merged, loaded, prompts, tmp_path, monke
     (tmp_path / "mine").rmdir()
     with pytest.raises(FileNotFoundError, match="no GGUF file"):
         generate(tmp_path / "none.gguf", loaded[1], prompts)
+    with pytest.raises(FileNotFoundError, match="no GGUF file config.json"):
+        generate(merged / "config.json", loaded[1], prompts)
     monkeypatch.setattr(
         gguf.GGUFWriter, "write_tensors_to_file", lambda self: (_ for _ in ()).throw(OSError("disk full"))
     )

@@ -159,7 +159,7 @@ def test_answers_come_from_merged_weights_which_are_then_as_before(loaded):
         for layer in layers:
             layer.lora_B["default"].weight.normal_(std=0.02)
         apart = model(input_ids=ids).logits
-        with pytest.raises(KeyError), generation.merged(model):
+        with pytest.raises(KeyError), generation.merged_weights(model):
             assert not any(
                 torch.equal(layer.get_base_layer().weight, w) for layer, w in zip(layers, before, strict=True)
             )

@@ -120,10 +120,10 @@ def test_what_cannot_be_asked_for_is_said(model, out, monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match="no .venv-litert here.*make litert"):
         export_litertlm(model, out)
     with pytest.raises(FileNotFoundError, match="no file roast.litertlm"):
-        litert.complete(out, None, [[]])
+        litert.ask(out, None, [[]], 12)
     with pytest.raises(ValueError, match="LiteRT-LM takes no grammar"):
-        litert.complete(out, None, [[]], grammar=["start: /a/"])
-    assert list(out.parent.iterdir()) == [] and litert.complete(out, None, []) == []
+        litert.ask(out, None, [[]], 12, ["start: /a/"])
+    assert list(out.parent.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

@@ -11,36 +11,3 @@ from pockettune.models import load_model, save_model
 from pockettune.rows import load_rows, save_rows, split_rows, to_dataset
 from pockettune.teacher import label_rows
 from pockettune.training import make_trainer
-
-__all__ = [
-    "check_export",
-    "compare",
-    "compare_by",
-    "evaluate",
-    "export_gguf",
-    "export_gguf_adapter",
-    "export_litertlm",
-    "generate",
-    "label_rows",
-    "load_model",
-    "load_rows",
-    "make_trainer",
-    "merge",
-    "plot_break_even",
-    "plot_by",
-    "plot_loss",
-    "plot_scores",
-    "precision",
-    "preflight",
-    "render",
-    "save_model",
-    "save_rows",
-    "score_completions",
-    "should_i_tune",
-    "show_answers",
-    "show_example",
-    "show_memory",
-    "split_rows",
-    "to_dataset",
-    "write_run_card",
-]

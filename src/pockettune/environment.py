@@ -6,7 +6,6 @@ import logging
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
 import timeit
@@ -116,7 +115,7 @@ def preflight(allow_cpu: bool = True, model_type: str = "gemma3_text") -> Enviro
     from packaging.specifiers import SpecifierSet
 
     versions = {"python": platform.python_version()}
-    wrong = [] if sys.version_info >= (3, 11) else [f"python {versions['python']} (needs >=3.11)"]
+    wrong = []
     for name, wanted in SUPPORTED.items():
         try:
             versions[name] = version(name)
@@ -142,11 +141,8 @@ def preflight(allow_cpu: bool = True, model_type: str = "gemma3_text") -> Enviro
                 f"{device} has compute capability {capability}; Unsloth needs 7.0 or newer (a T4 has 7.5)"
             )
     elif allow_cpu:
-        device, capability, memory = (
-            f"CPU ({torch.get_num_threads()} threads)",
-            None,
-            psutil.virtual_memory().total / 1e9,
-        )
+        device, capability = f"CPU ({torch.get_num_threads()} threads)", None
+        memory = psutil.virtual_memory().total / 1e9
     else:
         raise RuntimeError(
             "torch sees no GPU. In Colab: Runtime > Change runtime type > T4 GPU. "

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import sys
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -100,8 +100,7 @@ def peak_memory() -> float:
         return torch.cuda.max_memory_allocated() / 1e9
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e9 if sys.platform == "darwin" else 1e6)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def write_run_card(
@@ -120,6 +119,7 @@ def write_run_card(
     """
     args, model = trainer.args, trainer.model
     held_out = next(iter(results.values()))
+    lora = getattr(model, "peft_config", {}).get("default")
     settings = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "per_device_train_batch_size")
     settings += ("gradient_accumulation_steps", "num_train_epochs", "max_steps", "seed", "optim", "fp16", "bf16")
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps the real one
@@ -129,7 +129,7 @@ def write_run_card(
         "model_type": model.config.model_type,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "lora": _lora(model),
+        "lora": lora and {"r": lora.r, "alpha": lora.lora_alpha, "dropout": lora.lora_dropout},
         "data": {
             "train": {"rows": len(train_rows), "sha256": _digest(train_rows)},
             "eval": {"rows": len(held_out), "sha256": _digest([r["row"] for r in held_out])},
@@ -138,53 +138,34 @@ def write_run_card(
         "versions": environment.versions,
         "precision": environment.precision._asdict(),
         "optimizer": f"{type(optimizer).__module__.split('.')[0]} {type(optimizer).__name__}",
-        "settings": {name: _plain(getattr(args, name)) for name in settings},
+        "settings": {name: getattr(args, name) for name in settings},
         "warmup_steps": args.get_warmup_steps(trainer.state.max_steps),
         "steps": trainer.state.global_step,
         "final_loss": next((log["loss"] for log in reversed(trainer.state.log_history) if "loss" in log), None),
         "seconds": {name: round(seconds, 1) for name, seconds in PHASES.items()},
         "peak_memory_gb": round(peak_memory(), 2),
-        "scores": {label: _scores(rs) for label, rs in results.items()},
+        "scores": {label: summarize(rs) for label, rs in results.items()},
     }
     if by:
-        groups = {
-            value: [i for i, r in enumerate(held_out) if r["row"][by] == value]
-            for value in {r["row"][by] for r in held_out}
+        import pandas as pd
+
+        values = [r["row"][by] for r in held_out]
+        means = {
+            label: pd.DataFrame([r["scores"] for r in rs]).groupby(values).mean().round(4).to_dict("index")
+            for label, rs in results.items()
         }
         card[f"means by {by}"] = {
-            value: {"n": len(members)}
-            | {
-                label: {
-                    name: round(sum(rs[i]["scores"][name] for i in members) / len(members), 4)
-                    for name in rs[0]["scores"]
-                }
-                for label, rs in results.items()
-            }
-            for value, members in sorted(groups.items())
+            value: {"n": n} | {label: found[value] for label, found in means.items()}
+            for value, n in sorted(Counter(values).items())
         }
     return write_text(path, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
 
 
-def _scores(results: list[Result]) -> dict[str, dict[str, float]]:
+def summarize(results: list[Result]) -> dict[str, dict[str, float]]:
     """Mean and interval of each score."""
-    return {
-        name: {
-            part: round(value, 4)
-            for part, value in zip(
-                ("mean", "low", "high"), intervals([r["scores"][name] for r in results]), strict=True
-            )
-        }
-        for name in results[0]["scores"]
-    }
-
-
-def _lora(model) -> dict | None:
-    config = getattr(model, "peft_config", {}).get("default")
-    return config and {"r": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
-
-
-def _plain(value):
-    return getattr(value, "value", value)
+    parts = ("mean", "low", "high")
+    found = {name: intervals([r["scores"][name] for r in results]) for name in results[0]["scores"]}
+    return {name: dict(zip(parts, (round(v, 4) for v in values), strict=True)) for name, values in found.items()}
 
 
 def _digest(rows: list[dict]) -> str:

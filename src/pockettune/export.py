@@ -10,15 +10,14 @@ import random
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from pockettune import embedded
-from pockettune.evaluation import Result, _scores, compare, intervals, score_completions
-from pockettune.generation import autocast, generate, merged, plain_lora, render, stop_ids
-from pockettune.models import _locate, load_model, model_folder
-from pockettune.rows import write_text
+from pockettune.evaluation import Result, compare, intervals, score_completions, summarize
+from pockettune.generation import autocast, generate, merged_weights, plain_lora, render, stop_ids
+from pockettune.models import load_model, locate, model_folder
+from pockettune.rows import file_digest, write_text
 
 _LICENCES = {"gemma3_text": ("gemma", embedded.TERMS), "qwen3": ("apache-2.0", None)}
 # Matrices of each kind of file; K-quants want rows of a multiple of 256, the second is what llama.cpp takes elsewhere.
@@ -54,7 +53,7 @@ def merge(model, tokenizer, path: str | Path, prompts: list[list[dict]]) -> Path
         without_thinking = copy.deepcopy(tokenizer)
         without_thinking.chat_template = _template(tokenizer)
         without_thinking.save_pretrained(new)
-        with merged(model):
+        with merged_weights(model):
             weights = {
                 name.replace(".base_layer", ""): weight.detach().to("cpu", torch.bfloat16).contiguous().clone()
                 for name, weight in causal.named_parameters()
@@ -85,7 +84,7 @@ def _compare(model, reloaded, tokenizer, prompts) -> None:
             start = len(tokenizer(render(tokenizer, prompt), add_special_tokens=False)["input_ids"])
             text = render(tokenizer, prompt) + answer
             ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
-            with torch.inference_mode(), autocast(model), merged(model):
+            with torch.inference_mode(), autocast(model), merged_weights(model):
                 tuned, written = (
                     m(input_ids=ids).logits[0, start - 1 :].float().log_softmax(-1) for m in (model, reloaded)
                 )
@@ -163,7 +162,7 @@ def export_gguf_adapter(path: str | Path, out: str | Path) -> Path:
         k for k in ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern") if lora.get(k)
     ]:
         raise ValueError(f"llama.cpp's adapters are plain LoRA of one rank; these have {', '.join(odd)}")
-    config = AutoConfig.from_pretrained(_locate(lora["base_model_name_or_path"]))
+    config = AutoConfig.from_pretrained(locate(lora["base_model_name_or_path"]))
     names = get_tensor_name_map(_architecture(config.model_type), config.num_hidden_layers)
     with _gguf_file(out, _architecture(config.model_type)) as writer:
         writer.add_type("adapter")
@@ -172,7 +171,8 @@ def export_gguf_adapter(path: str | Path, out: str | Path) -> Path:
         writer.add_license(_LICENCES[config.model_type][0])
         for name, tensor in _tensors(path, "adapter_model.safetensors"):
             module, side = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name).groups()
-            writer.add_tensor(f"{names.get_name(module)}.weight.lora_{side.lower()}", np.ascontiguousarray(tensor))
+            half = np.ascontiguousarray(tensor, np.float16)  # finer than the base's own rounding
+            writer.add_tensor(f"{names.get_name(module)}.weight.lora_{side.lower()}", half)
     return out
 
 
@@ -414,45 +414,52 @@ def check_export(
         )
     if adapter and file.suffix == ".litertlm":
         raise ValueError(f"{file.name} takes no adapter: merge it and export the whole")
-    card = json.loads(Path(run_card).read_text(encoding="utf-8")) if run_card else {}
-    card["exports"] = [line for line in card.get("exports", []) if line["file"] != exported.name]
+    if run_card and not Path(run_card).is_file():
+        raise FileNotFoundError(f"no run card {Path(run_card).name}: `write_run_card` writes one")
     prompts = [task.to_example(row)["prompt"] for row in rows]
     grammars = grammar and [grammar(row) for row in rows]
     completions = [r["completion"] for r in reference]
+    ask = _ask_litertlm if file.suffix == ".litertlm" else _ask_gguf
+    between = {"merged": merged} if merged else {}
     try:
-        if file.suffix == ".litertlm":
-            answers, measured = _ask_litertlm(file, tokenizer, prompts, completions, max_new_tokens, grammars)
-        else:
-            answers, measured = _ask_gguf(file, tokenizer, prompts, completions, max_new_tokens, grammars, adapter)
+        answers, measured = ask(file, tokenizer, prompts, completions, max_new_tokens, grammars, adapter)
         results = score_completions(*zip(*answers, strict=True), rows, task, known=known)
-        between = {"merged": merged} if merged else {}
         table = compare(reference, results, **between).rename(columns={"base": "tuned", "tuned": "exported"})
         table = table[["tuned", *between, "exported", "gain"]]
-        for name in reference[0]["scores"]:
-            sign = -100 if name == "capped" else 100
-            pairs = zip(reference, results, strict=True)
-            lost, low, _ = intervals([sign * (a["scores"][name] - b["scores"][name]) for a, b in pairs])
-            if lost > limit and low > 0:
-                raise _Refused(
-                    f"{exported.name} is worse than the tuned model: {name} lost {lost:.1f} points on {len(rows)} rows, {limit:g} "
-                    f"are allowed. A GGUF file of q8_0 or bf16 is nearer to it\n{table.to_string()}"
-                )
+        _check_scores(exported.name, reference, results, limit, table)
     except _Refused:
         os.replace(exported, f"{exported}.refused")
-        if run_card:
-            write_text(run_card, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+        _note(run_card, exported.name)
         raise
-    if run_card:
-        with exported.open("rb") as data:
-            digest = hashlib.file_digest(data, "sha256").hexdigest()
-        line = {"file": exported.name, "bytes": exported.stat().st_size, "sha256": digest}
-        line |= {"over": file.name} if adapter else {}
-        scores = {"tuned": reference, **between, "exported": results}
-        same = sum(a["completion"] == b["completion"] for a, b in zip(reference, results, strict=True))
-        line |= measured | {"rows": len(rows), "same_text": same}
-        card["exports"].append(line | {"scores": {label: _scores(found) for label, found in scores.items()}})
-        write_text(run_card, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    scores = {"tuned": reference, **between, "exported": results}
+    same = sum(a["completion"] == b["completion"] for a, b in zip(reference, results, strict=True))
+    line = {"bytes": exported.stat().st_size, "sha256": file_digest(exported)}
+    line |= {"over": file.name} if adapter else {}
+    line |= measured | {"rows": len(rows), "same_text": same}
+    _note(run_card, exported.name, line | {"scores": {label: summarize(found) for label, found in scores.items()}})
     return table
+
+
+def _check_scores(name: str, reference: list[Result], results: list[Result], limit: float, table) -> None:
+    """Raise unless each score is within `limit` points of the tuned model's, or as near as chance allows."""
+    for score in reference[0]["scores"]:
+        sign = -100 if score == "capped" else 100
+        pairs = zip(reference, results, strict=True)
+        lost, low, _ = intervals([sign * (a["scores"][score] - b["scores"][score]) for a, b in pairs])
+        if lost > limit and low > 0:
+            raise _Refused(
+                f"{name} is worse than the tuned model: {score} lost {lost:.1f} points on {len(results)} rows, {limit:g} "
+                f"are allowed. A GGUF file of q8_0 or bf16 is nearer to it\n{table.to_string()}"
+            )
+
+
+def _note(run_card: str | Path | None, name: str, line: dict | None = None) -> None:
+    """Put a line about a file into the run card, in the place of an older one; without a line, strike that out."""
+    if run_card:
+        card = json.loads(Path(run_card).read_text(encoding="utf-8"))
+        others = [old for old in card.get("exports", []) if old["file"] != name]
+        card["exports"] = [*others, {"file": name} | line] if line else others
+        write_text(run_card, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
 
 
 def _ask_gguf(file, tokenizer, prompts, completions, max_new_tokens, grammars, adapter) -> tuple[list, dict]:
@@ -494,34 +501,23 @@ def _check_gguf_tokens(file, tokenizer, prompts, completions) -> None:
 
 
 def _measure(file: str, adapter: str | None, ids: list[int]) -> dict[str, float]:
-    """Tokens a second and GB of memory that llama.cpp takes to answer one prompt of at most 2048 tokens."""
-    import psutil
-
+    """Tokens a second and GB of memory that llama.cpp takes to answer one prompt of at most 2048 tokens; for a new process."""
     from pockettune.llamacpp import ask, serve
 
-    process, done = psutil.Process(), threading.Event()
-    before = most = process.memory_info().rss
+    def gigabytes(name: str) -> float:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024 / 1e9
 
-    def look():
-        nonlocal most
-        while not done.wait(0.02):
-            most = max(most, process.memory_info().rss)
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        timings = ask(serve(file, slots=1, tokens=2048, adapter=adapter), ids, 64)["timings"]
-    finally:
-        done.set()
-        thread.join()
+    before = gigabytes("VmRSS")
+    timings = ask(serve(file, slots=1, tokens=2048, adapter=adapter), ids, 64)["timings"]
     return {
         "prompt_tokens_per_second": round(timings["prompt_per_second"], 1),
         "tokens_per_second": round(timings["predicted_per_second"], 1),
-        "peak_memory_gb": round((most - before) / 1e9, 2),
+        "peak_memory_gb": round(gigabytes("VmHWM") - before, 2),
     }
 
 
-def _ask_litertlm(file, tokenizer, prompts, completions, max_new_tokens, grammars) -> tuple[list, dict]:
+def _ask_litertlm(file, tokenizer, prompts, completions, max_new_tokens, grammars, adapter=None) -> tuple[list, dict]:
     """The same by LiteRT-LM; the memory is that of its process, the speed the median over all rows."""
     from pockettune.litert import ask
 
@@ -602,7 +598,7 @@ def main(run: str, task_name: str, train_file: str, eval_file: str, kind: str = 
     card = folder / "run_card.json"
     rows = random.Random(3407).sample(load_rows(eval_file), n)
     prompts = [task.to_example(row)["prompt"] for row in rows[:3]]
-    options = {"max_new_tokens": 176}
+    options = {"max_new_tokens": 176}  # as in the notebooks' settings for a CPU, or more
     if not hasattr(task, "grammar"):  # answers in its own words, which must not be training answers
         options["known"] = tuple(task.to_example(row)["completion"][0]["content"] for row in load_rows(train_file))
     elif kind != "litertlm":  # LiteRT-LM takes none: then both answer without
@@ -619,7 +615,7 @@ def main(run: str, task_name: str, train_file: str, eval_file: str, kind: str = 
         base = json.loads((folder / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
         file = folder.parent / f"{Path(base).name}-q8_0.gguf"  # one for all adapters
         if not file.is_file():
-            whole = _locate(base)  # a hub model stays a name
+            whole = locate(base)  # a hub model stays a name
             export_gguf(whole if Path(whole).is_dir() else snapshot_download(whole), file)
         said = f"llama-cli -m {file} --lora {adapter} asks it"
     elif kind == "litertlm":

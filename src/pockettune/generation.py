@@ -67,7 +67,7 @@ def complete(
     try:
         tokenized = tokenizer(texts, add_special_tokens=False)["input_ids"]
         batch_size = batch_size or _fitting(model, max(map(len, tokenized), default=0) + max_new_tokens)
-        with merged(model):
+        with merged_weights(model):
             for rows in _batches([len(ids) for ids in tokenized], batch_size):
                 held = _Held(model, tokenizer, [grammar[i] for i in rows]) if grammar is not None else None
                 found = _complete_batch(model, tokenizer, [tokenized[i] for i in rows], max_new_tokens, held, sampling)
@@ -117,7 +117,7 @@ def _complete_batch(model, tokenizer, prompts: list[list[int]], max_new_tokens: 
 
 
 def autocast(model):
-    """The precision of training, which a trained model keeps and a loaded one does not: so both answer alike."""
+    """Answer in the precision of training; a loaded model would otherwise take another than the trained one."""
     import torch
 
     flags = device_precision(model.config.model_type)
@@ -140,7 +140,7 @@ def plain_lora(model) -> bool:
 
 
 @contextlib.contextmanager
-def merged(model) -> Iterator[None]:
+def merged_weights(model) -> Iterator[None]:
     """Answer with the adapters added into the weights: without their three products a layer; then all is as it was."""
     layers = [layer for layer in model.modules() if hasattr(layer, "get_delta_weight") and not layer.merged]
     if not layers or not plain_lora(model):
@@ -224,10 +224,11 @@ class _Held:
             last = input_ids[:, -1].tolist()
             if not all(consume_token_par(self.threads, [(m, last[i]) for m, i in self.live])):
                 raise RuntimeError("a token was drawn that its grammar does not allow: logits of NaN, perhaps")
-            for matcher, i in self.live:
-                if matcher.is_stopped():  # the answer is whole: nothing but its end may follow
-                    self.masks[i] = self.end
-        self.started, self.live = True, [(m, i) for m, i in self.live if not m.is_stopped()]
+        self.started = True
+        for matcher, i in self.live:
+            if matcher.is_stopped():  # the answer is whole: nothing but its end may follow
+                self.masks[i] = self.end
+        self.live = [(m, i) for m, i in self.live if not m.is_stopped()]
         if self.live:
             fill_next_token_bitmask_par(self.threads, self.live, self.masks)
         bits = torch.from_numpy(self.masks).to(scores.device)[:, :, None] >> torch.arange(32, device=scores.device)

@@ -1,6 +1,7 @@
 """What a reader looks at: the loss mask in colour, answers side by side, memory, plots."""
 
 import html
+from itertools import groupby
 
 from pockettune.evaluation import Result, intervals, peak_memory
 
@@ -12,14 +13,10 @@ def show_example(trainer, index: int = 0) -> None:
     """Show one training row as the model meets it: grey is read, green on pale green is learned."""
     from IPython.display import HTML, display
 
-    row, tokenizer = trainer.train_dataset[index], trainer.processing_class
-    spans, learned, ids = [], row["labels"][0] != -100, []
-    for token, label in [*zip(row["input_ids"], row["labels"], strict=True), (None, None)]:
-        if token is None or (label != -100) != learned:
-            style = f"color:{_GREEN};background:#e6f4ea" if learned else f"color:{_GREY}"
-            spans.append(f'<span style="{style}">{html.escape(tokenizer.decode(ids))}</span>')
-            ids, learned = [], not learned
-        ids.append(token)
+    row, tokenizer, spans = trainer.train_dataset[index], trainer.processing_class, []
+    for learned, pairs in groupby(zip(row["input_ids"], row["labels"], strict=True), lambda pair: pair[1] != -100):
+        style = f"color:{_GREEN};background:#e6f4ea" if learned else f"color:{_GREY}"
+        spans.append(f'<span style="{style}">{html.escape(tokenizer.decode([token for token, _ in pairs]))}</span>')
     display(HTML(f'<pre style="white-space:pre-wrap">{"".join(spans)}</pre>'))
 
 

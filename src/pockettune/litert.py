@@ -41,15 +41,11 @@ def export_litertlm(path: str | Path, out: str | Path) -> Path:
     return out
 
 
-def complete(file, tokenizer, prompts, max_new_tokens: int = 256, grammar=None) -> list[tuple[str, bool]]:
-    """Answer prompts with a .litertlm file, greedily; of each the text and whether it was cut off by the token limit."""
-    if not prompts:
-        return []
-    return [tuple(answer) for answer in ask(file, tokenizer, prompts, max_new_tokens, grammar)["answers"]]
-
-
 def ask(file, tokenizer, prompts, max_new_tokens: int, grammar=None, texts: tuple[str, ...] = ()) -> dict:
-    """Answer prompts and tell how: `ids` of `texts` and of the prompts as `rendered` by the file, its ends, its speed.
+    """Answer prompts greedily; returns `answers` (text, cut off by the limit or not) and how the file reads and runs.
+
+    That is the token `ids` of `texts`, those of each prompt by the file's own template (`rendered`), its `bos` and `stops`, speed
+    and memory.
 
     Raises ValueError for a grammar, RuntimeError where LiteRT-LM cannot load the file or read a prompt.
     """

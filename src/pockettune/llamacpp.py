@@ -14,7 +14,7 @@ def serve(path: str | Path, *, slots: int, tokens: int, adapter: str | Path | No
     """
     import xllamacpp
 
-    if not Path(path).is_file():
+    if Path(path).suffix != ".gguf" or not Path(path).is_file():
         raise FileNotFoundError(f"no GGUF file {Path(path).name}: `export_gguf` writes one")
     params = xllamacpp.CommonParams()
     params.model.path = str(path)

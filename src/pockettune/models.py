@@ -25,7 +25,7 @@ def load_model(model_name: str = embedded.NAME, max_seq_length: int = 1024, lora
     import torch
 
     environment.prepare_unsloth()
-    path = _locate(model_name)
+    path = locate(model_name)
     with environment.phase("import"):
         from unsloth import FastLanguageModel  # before transformers, which it patches
 
@@ -93,14 +93,14 @@ def model_folder(path: str | Path) -> Iterator[Path]:
 def _resolved(folder: Path) -> Iterator[str]:
     """A copy of saved adapters whose base model is a place on this machine, as Unsloth wants it."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = _locate(config["base_model_name_or_path"])
+    config["base_model_name_or_path"] = locate(config["base_model_name_or_path"])
     with tempfile.TemporaryDirectory() as scratch:
         copy = shutil.copytree(folder, Path(scratch) / folder.name)
         (copy / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
         yield str(copy)
 
 
-def _locate(model_name: str) -> str:
+def locate(model_name: str) -> str:
     """Find where the weights are, before anything slow is imported."""
     if model_name.startswith("embedded/"):
         return str(embedded.ensure(model_name))

@@ -1,6 +1,7 @@
 """Rows: JSON Lines in and out, CSV and Parquet in, seeded splits that keep related rows together, rows to a Dataset."""
 
 import csv
+import hashlib
 import json
 import os
 import random
@@ -120,6 +121,12 @@ def _decoded(text: str) -> ValueError | None:
         text.encode()
     except UnicodeEncodeError:
         return ValueError("neither UTF-8 nor GB18030: save the file as UTF-8")
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_rows(path: str | Path, rows: Iterable[dict]) -> Path:

@@ -195,7 +195,8 @@ class _Teacher:
                     if not structured:
                         return None, f"the endpoint refused the request ({status})"
                     found = self._send(messages, structured=False)  # perhaps it has no structured output
-                    self.structured = found[0] is None  # if that is what it was, no further call asks for it
+                    if found[0]:  # that is what it was: no further call asks for it
+                        self.structured = False
                     return found
                 if status not in (408, 409, 429) and status < 500:  # the text of these may quote the key
                     raise Stop(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pockettune.environment import device_precision
 from pockettune.generation import render
-from pockettune.models import _locate
+from pockettune.models import locate
 
 
 def load(path: str, max_seq_length: int = 2048):
@@ -13,19 +13,17 @@ def load(path: str, max_seq_length: int = 2048):
 
     Raises ImportError without vLLM, ValueError for a folder of adapters.
     """
+    if (Path(path) / "adapter_config.json").is_file():
+        raise ValueError(f"{Path(path).name} holds adapters: vLLM reads whole models, such as the folder `merge` wrote")
     try:
         from vllm import LLM
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"no vLLM in this environment ({error}): the README says how to make one that has it"
+            f"{error}: vLLM wants an environment of its own, and the README says how to make it"
         ) from None
     from transformers import AutoConfig, AutoTokenizer
 
-    if (Path(path) / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{Path(path).name} holds adapters, vLLM reads whole models: give the folder that `merge` wrote"
-        )
-    path = _locate(path)
+    path = locate(path)
     flags = device_precision(AutoConfig.from_pretrained(path).model_type)
     dtype = "bfloat16" if flags.bf16 else "float16" if flags.fp16 else "float32"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -7,10 +7,12 @@ are read; names, notes, gear, weights and media never leave `read_export`.
 import csv
 import html
 import io
+import lzma
 import re
 import unicodedata
 import warnings
 import zipfile
+import zlib
 from datetime import datetime
 from pathlib import Path
 
@@ -83,37 +85,23 @@ def _text(path: Path) -> str:
         path = path / "activities.csv"
     if not path.is_file():
         raise ValueError(f"found no {path.name}: {how}")
-    if path.suffix.lower() != ".zip":
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}: {how}")
-        raw = path.read_bytes()
-    else:
+    if path.suffix.lower() == ".zip":
         try:
             with zipfile.ZipFile(path) as archive:
-                members = [
-                    m for m in archive.infolist() if re.fullmatch(r"(?!__MACOSX)([^/]+/)?activities\.csv", m.filename)
-                ]
-                if not members:
+                names = [n for n in archive.namelist() if re.fullmatch(r"(?!__MACOSX)([^/]+/)?activities\.csv", n)]
+                if not names:
                     raise ValueError(f"{path.name} holds no activities.csv: {how}")
-                with archive.open(members[0]) as member:
+                with archive.open(names[0]) as member:
                     raw = member.read(MAX_BYTES + 1)  # whatever size the zip claims
-        except (
-            zipfile.BadZipFile,
-            zipfile.LargeZipFile,
-            EOFError,
-            NotImplementedError,
-            RuntimeError,
-            OSError,
-        ) as error:
+        except (zipfile.BadZipFile, EOFError, RuntimeError, OSError, zlib.error, lzma.LZMAError) as error:
             raise ValueError(
                 f"{path.name} is not a readable zip ({type(error).__name__}): download the export again"
             ) from None
-        except zipfile.zlib.error:
-            raise ValueError(f"{path.name} is a damaged zip: download the export again") from None
-        if len(raw) > MAX_BYTES:
-            raise ValueError(
-                f"activities.csv in {path.name} unpacks to more than {MAX_BYTES:,} bytes: this is no Strava export"
-            )
+    else:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise ValueError(f"activities.csv in {path.name} has more than {MAX_BYTES:,} bytes: {how}")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:

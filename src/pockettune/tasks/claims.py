@@ -284,15 +284,19 @@ def _false_comparisons(sentence: str, run: dict) -> list[str]:
     return found
 
 
+# A gap in seconds a kilometre, kilometres or seconds, as a claim may state it.
+_SCALE = {"pace gap": 1, "seconds": 1, "km": 1, "m": 1000, "minutes": 1 / 60, "pace minutes": 1 / 60, "hours": 1 / 3600}
+
+
 def _holds(word: str, before: str, after: str, series: dict) -> bool:
     """Whether "faster", "longest" and the like are true, given the words around them."""
     amount = _AMOUNT_BEFORE.search(before) or _AMOUNT_AFTER.match(after)
     unit = _unit(amount) if amount else None
-    if unit in ("seconds", "minutes", "hours") and word[:4] in ("long", "shor"):
-        value, others = series["time"]
-    else:
-        value, others = series["pace" if word[:4] in ("fast", "quic", "slow") else "km"]
-    sign = 1 if word[:4] in ("slow", "long", "furt", "fart") else -1
+    kind = "pace" if word[:4] in ("fast", "quic", "slow") else "km"
+    if word[:4] in ("long", "shor") and unit in ("seconds", "minutes", "hours"):
+        kind = "time"
+    value, others = series[kind]
+    sign = 1 if word[:4] in ("slow", "long", "furt", "fart") else -1  # the word claims more of it, or less
     if not others:
         return False
     if word.endswith("est"):
@@ -307,21 +311,11 @@ def _holds(word: str, before: str, after: str, series: dict) -> bool:
         else:
             sign, references = -sign, others[:1]
 
-    scale = {
-        "pace gap": 1,
-        "seconds": 1,
-        "minutes": 1 / 60,
-        "hours": 1 / 3600,
-        "pace minutes": 1 / 60,
-        "km": 1,
-        "m": 1000,
-    }
-    checks = [
-        sign * (value - v) > 0
-        and (unit not in scale or _rounds_to(amount["n"], abs(value - v) * scale[unit], before[: amount.start()]))
-        for v in references
-    ]
-    return _negated(before) != (all(checks) if every else any(checks))
+    def true_of(other: float) -> bool:
+        gap = sign * (value - other)
+        return gap > 0 and (unit not in _SCALE or _rounds_to(amount["n"], gap * _SCALE[unit], before[: amount.start()]))
+
+    return _negated(before) != (all if every else any)(map(true_of, references))
 
 
 def _references(clause: str, others: list[float]) -> tuple[list[float], bool]:

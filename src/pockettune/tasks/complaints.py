@@ -17,11 +17,8 @@ SYSTEM = (
     "将文本中的name、address、email、question提取出来，以json格式输出，"
     "字段为name、address、email、question，值为文本中提取出来的内容。"
 )
-LONGEST = {
-    "name": 24,
-    "address": 100,
-    "email": 64,
-}  # characters: half as long again as the longest in the data, or more
+# Characters: half as long again as the longest in the data, or more.
+LONGEST = {"name": 24, "address": 100, "email": 64}
 
 
 def read(record: dict, text: str = "input", answer: str | None = "output") -> dict:
