@@ -31,19 +31,28 @@ def test_an_answer_that_ends_is_not_marked_and_carries_no_stop_token(loaded):
     assert complete(*loaded, PROMPTS[:1], max_new_tokens=8, grammar=['start: "Hello"']) == [("Hello", False)]
 
 
-def test_answers_that_end_leave_the_batch_and_the_others_go_on_as_alone(loaded, monkeypatch):
+@pytest.mark.parametrize(
+    ("before", "cut"),
+    [("", True), ("one two three four " * 150, True), ("", False)],
+    ids=["short", "beyond Gemma's window of 512", "a cache that cannot be cut"],
+)
+def test_answers_that_end_leave_the_batch_and_the_others_go_on_as_alone(loaded, monkeypatch, before, cut):
     model, tokenizer = loaded
+    prompts = [[{"role": "user", "content": before + text}] for text in TEXTS]
     whole, sizes = model.generate, []
 
     def counted(**options):
         sizes.append(len(options["input_ids"]))
-        return whole(**options)
+        found = whole(**options)
+        if not cut:
+            found.past_key_values = tuple((layer.keys, layer.values) for layer in found.past_key_values.layers)
+        return found
 
     monkeypatch.setattr(model, "generate", counted)
     grammars = ['start: "Hello"', "start: /[a-z ]+/", 'start: "one two three four five six"']
-    alone = [complete(model, tokenizer, [p], 9, grammar=[g])[0] for p, g in zip(PROMPTS, grammars, strict=True)]
+    alone = [complete(model, tokenizer, [p], 9, grammar=[g])[0] for p, g in zip(prompts, grammars, strict=True)]
     sizes.clear()
-    assert complete(model, tokenizer, PROMPTS, 9, grammar=grammars) == alone
+    assert complete(model, tokenizer, prompts, 9, grammar=grammars) == alone
     assert sizes[0] == 3 and sizes == sorted(sizes, reverse=True) and sizes[-1] < 3
     assert [cut for _, cut in alone] == [False, True, False]
 

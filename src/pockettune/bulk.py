@@ -42,8 +42,11 @@ class Extractor:
     ):
         self.task = import_module(f"pockettune.tasks.{task}")
         self.text, self.keep, self.held = text, tuple(keep), held
-        self.settings = {"task": task, "text": text, "keep": [*keep], "held": held, "vllm": vllm}
+        self.settings = {"task": task, "text": text, "keep": [*keep], "held": held}
         self.settings |= {"max_new_tokens": max_new_tokens, "max_seq_length": max_seq_length}
+        self.settings |= {"vllm": True} if vllm else {}
+        if vllm and (model == RULES or model.endswith(".gguf")):
+            raise ValueError("vLLM reads whole models, such as the folder merged: neither rules nor a GGUF file")
         self.max_new_tokens, self.max_seq_length = max_new_tokens, max_seq_length
         if taken := {"row", "reason", "model", "prompt", *self.task.fields("", {"input": ""})} & set(keep):
             raise ValueError(

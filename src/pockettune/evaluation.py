@@ -149,7 +149,7 @@ def write_run_card(
     if by:
         import pandas as pd
 
-        values = [r["row"][by] for r in held_out]
+        values = [str(r["row"][by]) for r in held_out]
         means = {
             label: pd.DataFrame([r["scores"] for r in rs]).groupby(values).mean().round(4).to_dict("index")
             for label, rs in results.items()

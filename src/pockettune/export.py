@@ -420,15 +420,16 @@ def check_export(
     grammars = grammar and [grammar(row) for row in rows]
     completions = [r["completion"] for r in reference]
     ask = _ask_litertlm if file.suffix == ".litertlm" else _ask_gguf
-    between = {"merged": merged} if merged else {}
+    between, blamed = {"merged": merged} if merged else {}, file
     try:
         answers, measured = ask(file, tokenizer, prompts, completions, max_new_tokens, grammars, adapter)
         results = score_completions(*zip(*answers, strict=True), rows, task, known=known)
         table = compare(reference, results, **between).rename(columns={"base": "tuned", "tuned": "exported"})
         table = table[["tuned", *between, "exported", "gain"]]
+        blamed = exported  # how it reads a text is the file's doing, how it answers the adapter's
         _check_scores(exported.name, reference, results, limit, table)
     except _Refused:
-        os.replace(exported, f"{exported}.refused")
+        os.replace(blamed, f"{blamed}.refused")
         _note(run_card, exported.name)
         raise
     scores = {"tuned": reference, **between, "exported": results}
@@ -606,6 +607,7 @@ def main(run: str, task_name: str, train_file: str, eval_file: str, kind: str = 
     model, tokenizer = load_model(str(folder / "model"))
     reference = evaluate(model, tokenizer, rows, task, **options)
     whole = merge(model, tokenizer, folder / "merged", prompts)
+    del model
     model, tokenizer = load_model(str(whole), lora_r=0)
     merged = evaluate(model, tokenizer, rows, task, **options)
     del model  # the export may want the memory
@@ -613,11 +615,11 @@ def main(run: str, task_name: str, train_file: str, eval_file: str, kind: str = 
     if kind == "adapter":
         adapter = export_gguf_adapter(folder / "model", folder / f"{task_name}-adapter.gguf")
         base = json.loads((folder / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
-        file = folder.parent / f"{Path(base).name}-q8_0.gguf"  # one for all adapters
+        file = folder.parent / f"{base.strip('/').replace('/', '--')}-q8_0.gguf"  # one for all adapters
         if not file.is_file():
             whole = locate(base)  # a hub model stays a name
             export_gguf(whole if Path(whole).is_dir() else snapshot_download(whole), file)
-        said = f"llama-cli -m {file} --lora {adapter} asks it"
+        said = f"llama-cli -m {file} --lora {adapter} --temp 0 -sys SYSTEM -p USER asks it as it was trained"
     elif kind == "litertlm":
         file = export_litertlm(whole, folder / f"{task_name}.litertlm")
         said = "import it in AI Edge Gallery"

@@ -110,7 +110,10 @@ def _complete_batch(model, tokenizer, prompts: list[list[int]], max_new_tokens: 
                 answers[going[at]] = (tokenizer.decode(new[:end], skip_special_tokens=True), end is None)
         going, ids, cache = [going[at] for at in left], output.sequences[left], output.past_key_values
         mask = torch.nn.functional.pad(mask[left], (0, ids.shape[1] - mask.shape[1]), value=1)
-        cache.batch_select_indices(left)
+        if hasattr(cache, "batch_select_indices"):
+            cache.batch_select_indices(left)
+        else:  # Unsloth's Qwen3 on a GPU has one that cannot be cut: what there is of the others is read anew
+            cache = None
         if held:
             held.keep(left)
     return answers

@@ -35,13 +35,25 @@ def load(path: str, max_seq_length: int = 2048):
 def complete(
     model, tokenizer, prompts, max_new_tokens=256, temperature=0.0, batch_size=None, grammar=None
 ) -> list[tuple[str, bool]]:
-    """Answer prompts; of each the text and whether it was cut off by the token limit. vLLM chooses its batches itself."""
+    """Answer prompts; of each the text and whether it was cut off by the token limit. vLLM chooses its batches itself.
+
+    Raises ValueError for a prompt or a grammar it does not take, RuntimeError when it fails; neither quotes them.
+    """
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMClientError, VLLMError
     from vllm.sampling_params import StructuredOutputsParams
 
     ids = tokenizer([render(tokenizer, prompt) for prompt in prompts], add_special_tokens=False)["input_ids"]
-    held = [StructuredOutputsParams(grammar=g) for g in grammar] if grammar else [None] * len(ids)
     settings = {"temperature": temperature, "max_tokens": max_new_tokens}
-    params = [SamplingParams(structured_outputs=one, **settings) for one in held]
-    found = model.generate([{"prompt_token_ids": one} for one in ids], params, use_tqdm=False)
-    return [(one.outputs[0].text, one.outputs[0].finish_reason == "length") for one in found]
+    try:
+        held = [StructuredOutputsParams(grammar=one) for one in grammar] if grammar else [None] * len(ids)
+        params = [SamplingParams(structured_outputs=one, **settings) for one in held]
+        outputs = model.generate([{"prompt_token_ids": one} for one in ids], params, use_tqdm=False)
+    except VLLMClientError as error:
+        raise ValueError(f"vLLM refused a prompt or its grammar ({type(error).__name__})") from None
+    except VLLMError as error:
+        raise RuntimeError(f"vLLM failed ({type(error).__name__})") from None
+    found = [output.outputs[0] for output in outputs]
+    if broken := {one.finish_reason for one in found} - {"stop", "length"}:
+        raise RuntimeError(f"vLLM broke off an answer ({', '.join(map(str, broken))})")
+    return [(one.text, one.finish_reason == "length") for one in found]
