@@ -35,7 +35,7 @@ def merge(model, tokenizer, path: str | Path, prompts: list[list[dict]]) -> Path
     """
     import torch
     from safetensors.torch import save_file
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
     if not prompts:
         raise ValueError("no prompts to compare the merged model on: give a few")
@@ -50,7 +50,7 @@ def merge(model, tokenizer, path: str | Path, prompts: list[list[dict]]) -> Path
     with model_folder(path) as new:
         config.save_pretrained(new)
         GenerationConfig(eos_token_id=stop_ids(model), use_cache=True, **ends).save_pretrained(new)
-        without_thinking = copy.deepcopy(tokenizer)
+        without_thinking = copy.copy(tokenizer)  # its vocabulary is shared
         without_thinking.chat_template = _template(tokenizer)
         without_thinking.save_pretrained(new)
         with merged_weights(model):
@@ -61,8 +61,8 @@ def merge(model, tokenizer, path: str | Path, prompts: list[list[dict]]) -> Path
             }
         save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
         with contextlib.redirect_stdout(io.StringIO()):  # where Unsloth's banner names the folder
-            reloaded, _ = load_model(str(new), model.max_seq_length, lora_r=0)
-        if render(AutoTokenizer.from_pretrained(new), prompts[0]) != render(tokenizer, prompts[0]):
+            reloaded, saved = load_model(str(new), model.max_seq_length, lora_r=0)
+        if render(saved, prompts[0]) != render(tokenizer, prompts[0]):
             raise RuntimeError("the saved tokenizer renders a prompt differently: its chat template was lost")
         _compare(model, reloaded, tokenizer, prompts)
     return Path(path)
