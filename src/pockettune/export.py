@@ -615,10 +615,11 @@ def main(run: str, task_name: str, train_file: str, eval_file: str, kind: str = 
     if kind == "adapter":
         adapter = export_gguf_adapter(folder / "model", folder / f"{task_name}-adapter.gguf")
         base = json.loads((folder / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
-        file = folder.parent / f"{base.strip('/').replace('/', '--')}-q8_0.gguf"  # one for all adapters
+        name = Path(base).name if Path(base).is_dir() else base.replace("/", "--")
+        file = folder.parent / f"{name}-q8_0.gguf"  # one for all adapters
         if not file.is_file():
-            whole = locate(base)  # a hub model stays a name
-            export_gguf(whole if Path(whole).is_dir() else snapshot_download(whole), file)
+            source = locate(base)  # a hub model stays a name
+            export_gguf(source if Path(source).is_dir() else snapshot_download(source), file)
         said = f"llama-cli -m {file} --lora {adapter} --temp 0 -sys SYSTEM -p USER asks it as it was trained"
     elif kind == "litertlm":
         file = export_litertlm(whole, folder / f"{task_name}.litertlm")
