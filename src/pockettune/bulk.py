@@ -24,9 +24,10 @@ class Extractor:
     """A model, loaded once, that turns records into rows of fields.
 
     `model` is a folder, a hub name, "embedded/gemma-3-270m", a GGUF file with `merge`'s folder `merged` beside it (llama.cpp
-    answers then, on the CPU) or "rules"; with `vllm` vLLM answers, for a whole model such as `merged`. `task` is the name of a module in `pockettune.tasks`, `text` the column to be read; `keep`
-    names columns to be carried over. Answers are held to the task's grammar unless `held` is False. Raises ValueError for
-    columns that would take the place of the result's own, and for limits that leave a prompt no room.
+    answers then, on the CPU) or "rules"; with `vllm` vLLM answers, for a whole model such as `merged`. `task` is the name of a
+    module in `pockettune.tasks`, `text` the column to be read; `keep` names columns to be carried over. Answers are held to
+    the task's grammar unless `held` is False. Raises ValueError for columns that would take the place of the result's own,
+    for limits that leave a prompt no room, and for what vLLM cannot read.
     """
 
     def __init__(

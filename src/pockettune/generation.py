@@ -38,8 +38,8 @@ def generate(
 ) -> list[str]:
     """Answer prompts (lists of messages), greedily at temperature 0; returns one text for each, in order.
 
-    `model` may be the path of a GGUF file: llama.cpp then answers; or an LLM of vLLM's. `batch_size` is chosen by free memory where it is None.
-    `grammar` holds one grammar for each prompt, in llguidance's Lark: an answer can then be nothing else, but for one
+    `model` may be the path of a GGUF file, which llama.cpp then answers with, or an LLM of vLLM's. `batch_size` is chosen by
+    free memory where it is None. `grammar` holds one grammar for each prompt, in llguidance's Lark: an answer can then be nothing else, but for one
     that hits the token limit. Raises ValueError for a grammar that cannot be read.
     """
     return [text for text, _ in complete(model, tokenizer, prompts, max_new_tokens, temperature, batch_size, grammar)]
