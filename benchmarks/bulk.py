@@ -1,7 +1,7 @@
 """How fast a whole file is read: rows a second, memory, the hours a million would take, beside answers one by one.
 
 python benchmarks/bulk.py write FILE N                       N invented complaints for it (wants requirements-dev.txt)
-python benchmarks/bulk.py FILE MODEL [--seconds S] [--shard-rows N] [--alone M]
+python benchmarks/bulk.py FILE MODEL [--task NAME] [--seconds S] [--shard-rows N] [--alone M]
                             read it for S seconds (300) with a folder or a GGUF file, then M rows (8) one by one
 """
 
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 
 import psutil
@@ -31,11 +32,11 @@ def write(file: str, n: int) -> None:
     save_rows(file, made.values())
 
 
-def read(file: str, model: str, seconds: float, shard_rows: int) -> None:
+def read(file: str, model: str, task: str, seconds: float, shard_rows: int) -> None:
     """Read for so long, then stop it as a power cut would; print what was whole by then."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "pockettune.bulk", file, f"{out}/fields", "--model", model, "--keep", "id"]
-        process = subprocess.Popen([*command, "--shard-rows", str(shard_rows)])
+        process = subprocess.Popen([*command, "--task", task, "--shard-rows", str(shard_rows)])
         manifest, memory, started = Path(out, "fields/manifest.json"), [], time.time()
         while process.poll() is None and time.time() - started < seconds:
             time.sleep(0.5)
@@ -57,19 +58,19 @@ def read(file: str, model: str, seconds: float, shard_rows: int) -> None:
     print(f"resident memory after the first shard {memory[0]:.2f} GB, after the last {memory[-1]:.2f} GB", flush=True)
 
 
-def alone(file: str, model: str, n: int) -> None:
+def alone(file: str, model: str, task: str, n: int) -> None:
     """The article's loop: a row, a call."""
     import torch
 
     import pockettune as pt
     from pockettune.generation import render, stop_ids
-    from pockettune.tasks import complaints
 
+    to_example = import_module(f"pockettune.tasks.{task}").to_example
     model, tokenizer = pt.load_model(model, max_seq_length=1024)
     for i, row in enumerate(pt.load_rows(file, n + 1)):
         if i == 1:
             started = time.time()  # the first pays for what is made once
-        text = render(tokenizer, complaints.to_example(row)["prompt"])
+        text = render(tokenizer, to_example(row)["prompt"])
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
         with torch.inference_mode():
             model.generate(**ids, max_new_tokens=256, do_sample=False, max_length=None, eos_token_id=stop_ids(model))
@@ -82,13 +83,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file")
     parser.add_argument("model")
+    parser.add_argument("--task", default="complaints")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--shard-rows", type=int, default=1000)
     parser.add_argument("--alone", type=int, default=8)
     options = parser.parse_args()
-    read(options.file, options.model, options.seconds, options.shard_rows)
+    read(options.file, options.model, options.task, options.seconds, options.shard_rows)
     if options.alone and not options.model.endswith(".gguf"):
-        alone(options.file, options.model, options.alone)
+        alone(options.file, options.model, options.task, options.alone)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,24 @@ def test_answers_that_end_leave_the_batch_and_the_others_go_on_as_alone(loaded, 
     assert [cut for _, cut in alone] == [False, True, False]
 
 
+@pytest.mark.parametrize("before", ["", "one two three four " * 150], ids=["short", "beyond Gemma's window of 512"])
+def test_our_own_steps_answer_as_transformers_loop_does(loaded, monkeypatch, before):
+    """On a GPU they are recorded as a graph; here they run as they are."""
+    prompts = [[{"role": "user", "content": before + text}] for text in TEXTS]
+    grammars = ['start: "Hello"', "start: /[a-z ]+/", 'start: "one two three four five six"']
+
+    def both():
+        free = complete(*loaded, prompts, 9, batch_size=2)
+        return free, complete(*loaded, prompts, 9, grammar=grammars)
+
+    expected, generated = both(), loaded[0].generate
+    monkeypatch.setattr(generation, "_recordable", lambda model: True)
+    monkeypatch.setattr(loaded[0], "generate", None)
+    assert both() == expected
+    monkeypatch.setattr(loaded[0], "generate", generated)
+    assert complete(*loaded, prompts, 2, temperature=1.0)[0][1] is True  # what is drawn is left to transformers
+
+
 def test_sampling_draws_and_greedy_repeats(loaded):
     model, tokenizer = loaded
     greedy = [generate(model, tokenizer, PROMPTS[:1], max_new_tokens=6)[0] for _ in range(2)]

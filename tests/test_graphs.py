@@ -74,6 +74,30 @@ def test_the_loss_and_its_gradient_are_those_of_the_rows_one_by_one(trainer):
     assert (together - apart).norm() < 0.05 * apart.norm()
 
 
+def test_layers_that_are_computed_again_change_no_gradient_and_dropout_has_none(trainer):
+    from pockettune.graphs import FixedShapes, GraphedStep
+
+    step, calls = GraphedStep(trainer), [0] * 18
+    hooks = [
+        layer.mlp.register_forward_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
+        for i, layer in enumerate(step.backbone.layers)
+    ]
+    trainer.model.train()
+    batch = FixedShapes(0, 1024)(list(trainer.train_dataset)[:1]) | {"count": torch.tensor([100.0])}
+    batch = {name: tensor.to(trainer.model.device) for name, tensor in batch.items()}
+    loss, again = step._pass(dict(batch)).item(), gradients(trainer.model)
+    assert calls == [1, 2, 2] * 6
+    step.repeated = []
+    assert step._pass(dict(batch)).item() == loss and torch.equal(gradients(trainer.model), again)
+    assert calls == [2, 3, 3] * 6
+    for hook in hooks:
+        hook.remove()
+    dropped = torch.nn.Dropout(0.1)
+    trainer.model.add_module("dropped", dropped)
+    assert GraphedStep(trainer).repeated == []
+    del trainer.model.dropped
+
+
 class Unrecordable:
     """A torch.cuda.graph that fails as a real one does, when the recording ends."""
 

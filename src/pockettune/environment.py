@@ -168,6 +168,7 @@ def prepare_unsloth() -> None:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     if os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1") == "1":
         os.environ.setdefault("UNSLOTH_ENABLE_FLEX_ATTENTION", "0")  # uncompiled it writes out all scores
+    os.environ.setdefault("UNSLOTH_DECODE_CUDA_GRAPHS", "1")  # Qwen3's answers; Unsloth's default is for RL alone
     os.environ.setdefault("UNSLOTH_CPU_CE_CHUNK_ELEMENTS", str(64 << 20))  # 256 MB of logits at once on a CPU, not 64
     if "UNSLOTH_COMPILE_LOCATION" not in os.environ:
         folder = tempfile.mkdtemp(prefix="unsloth-")

@@ -3,7 +3,8 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
 
 from pockettune.environment import device_precision
@@ -59,6 +60,8 @@ def complete(
         from pockettune import vllm_engine
 
         return vllm_engine.complete(model, tokenizer, prompts, max_new_tokens, temperature, batch_size, grammar)
+    import torch
+
     texts = [render(tokenizer, prompt) for prompt in prompts]
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     answers: list[tuple[str, bool]] = [("", False)] * len(prompts)
@@ -66,48 +69,55 @@ def complete(
     model.eval()
     try:
         tokenized = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        batch_size = batch_size or _fitting(model, max(map(len, tokenized), default=0) + max_new_tokens)
-        with merged_weights(model):
+        longest, stops = max(map(len, tokenized), default=0), stop_ids(model)
+        batch_size = batch_size or _fitting(model, longest + max_new_tokens)
+        with merged_weights(model), torch.inference_mode(), autocast(model):
+            answer = partial(_complete_batch, model, sampling=sampling)
+            if prompts and not temperature > 0 and _recordable(model):
+                from pockettune.graphs import GraphedAnswers
+
+                answer = GraphedAnswers(model, min(batch_size, len(prompts)), longest + max_new_tokens)
             for rows in _batches([len(ids) for ids in tokenized], batch_size):
                 held = _Held(model, tokenizer, [grammar[i] for i in rows]) if grammar is not None else None
-                found = _complete_batch(model, tokenizer, [tokenized[i] for i in rows], max_new_tokens, held, sampling)
-                for i, answer in zip(rows, found, strict=True):
-                    answers[i] = answer
+                batch = {"input_ids": [tokenized[i] for i in rows]}
+                batch = tokenizer.pad(batch, padding_side="left", return_tensors="pt").to(model.device)
+                found = answer(batch["input_ids"], batch["attention_mask"], max_new_tokens, stops, held)
+                for i, new in zip(rows, found, strict=True):
+                    end = next((n for n, token in enumerate(new) if token in stops), None)
+                    answers[i] = (tokenizer.decode(new[:end], skip_special_tokens=True), end is None)
     finally:
         model.train(was_training)
     return answers
 
 
-def _complete_batch(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, held, sampling: dict) -> list:
+def _complete_batch(
+    model, ids, mask, max_new_tokens: int, stops: list[int], held, *, sampling: dict
+) -> list[list[int]]:
     """Answer the prompts of one batch together; whenever half of the answers have ended, go on with the others alone."""
     import torch
 
-    stops, answers, going = stop_ids(model), [("", False)] * len(prompts), list(range(len(prompts)))
-    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    ids, mask, cache = batch["input_ids"], batch["attention_mask"], None
-    start = ids.shape[1]
+    start, going, cache = ids.shape[1], list(range(len(ids))), None
+    answers: list[list[int]] = [[] for _ in going]
     while going:
-        with torch.inference_mode(), autocast(model):
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                past_key_values=cache,
-                max_new_tokens=start + max_new_tokens - ids.shape[1],
-                max_length=None,  # Unsloth sets one, and each call would warn of the two
-                eos_token_id=stops,
-                stopping_criteria=[_half_ended(start, stops)],
-                use_cache=True,
-                return_dict_in_generate=True,
-                logits_processor=held and [held],
-                **sampling,
-            )
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=start + max_new_tokens - ids.shape[1],
+            max_length=None,  # Unsloth sets one, and each call would warn of the two
+            eos_token_id=stops,
+            stopping_criteria=[_half_ended(start, stops)],
+            use_cache=True,
+            return_dict_in_generate=True,
+            logits_processor=held and [held],
+            **sampling,
+        )
         left = []
         for at, new in enumerate(output.sequences[:, start:].tolist()):
-            end = next((n for n, token in enumerate(new) if token in stops), None)
-            if end is None and len(new) < max_new_tokens:
+            if len(new) < max_new_tokens and not any(token in stops for token in new):
                 left.append(at)
             else:
-                answers[going[at]] = (tokenizer.decode(new[:end], skip_special_tokens=True), end is None)
+                answers[going[at]] = new
         going, ids, cache = [going[at] for at in left], output.sequences[left], output.past_key_values
         mask = torch.nn.functional.pad(mask[left], (0, ids.shape[1] - mask.shape[1]), value=1)
         if hasattr(cache, "batch_select_indices"):
@@ -161,6 +171,11 @@ def merged_weights(model) -> Iterator[None]:
             layer.get_base_layer().weight.data = weight
 
 
+def _recordable(model) -> bool:
+    """Whether a step of answering can be a CUDA graph of ours; for Qwen3 Unsloth has one."""
+    return model.device.type == "cuda" and model.config.model_type == "gemma3_text"
+
+
 def _fitting(model, tokens: int) -> int:
     """How many rows of so many tokens fit into half of the free memory, 256 at most."""
     import psutil
@@ -200,23 +215,27 @@ class _Held:
 
     def __init__(self, model, tokenizer, grammars: list[str]):
         import numpy as np
+        import torch
         from llguidance import LLExecutor, LLMatcher
-        from llguidance.numpy import allocate_token_bitmask
 
-        size, stops = model.config.vocab_size, stop_ids(model)
-        matchers = [LLMatcher(_vocabulary(tokenizer, size, tuple(stops)), text) for text in grammars]
+        size, stops, on_gpu = model.config.vocab_size, stop_ids(model), model.device.type == "cuda"
+        vocabulary = _vocabulary(tokenizer, size, tuple(stops))
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            matchers = list(threads.map(partial(LLMatcher, vocabulary), grammars))
         for matcher in matchers:
             if matcher.is_error():
                 raise ValueError(f"llguidance cannot read the grammar: {matcher.get_error()[:300]}")
         self.threads = LLExecutor(num_threads=os.cpu_count())
-        self.masks = allocate_token_bitmask(len(matchers), size)
+        self.bits = torch.full((len(matchers), -(-size // 32)), -1, dtype=torch.int32, pin_memory=on_gpu)
+        self.masks = self.bits.numpy()
         self.end = np.zeros_like(self.masks[0])
         self.end[stops[-1] // 32] = np.uint32(1 << stops[-1] % 32).astype(np.int32)
         self.started, self.live = False, [(m, i) for i, m in enumerate(matchers)]
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only, in this order."""
-        self.masks = self.masks[rows]
+        self.bits = self.bits[rows]
+        self.masks = self.bits.numpy()
         self.live = [(m, rows.index(i)) for m, i in self.live if i in rows]
 
     def __call__(self, input_ids, scores):
@@ -234,5 +253,5 @@ class _Held:
         self.live = [(m, i) for m, i in self.live if not m.is_stopped()]
         if self.live:
             fill_next_token_bitmask_par(self.threads, self.live, self.masks)
-        bits = torch.from_numpy(self.masks).to(scores.device)[:, :, None] >> torch.arange(32, device=scores.device)
-        return scores.masked_fill((bits & 1).view(len(self.masks), -1)[:, : scores.shape[1]] == 0, -torch.inf)
+        bits = self.bits.to(scores.device, non_blocking=True)[:, :, None] >> torch.arange(32, device=scores.device)
+        return scores.masked_fill((bits & 1).view(len(bits), -1)[:, : scores.shape[1]] == 0, -torch.inf)

@@ -1,12 +1,18 @@
-"""Training steps as CUDA graphs: a small model's kernels take less time to run than a CPU takes to launch them."""
+"""Training steps and answers as CUDA graphs: a small model's kernels take less time to run than a CPU takes to launch them."""
+
+import contextlib
+from functools import partial
 
 import torch
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
-from transformers import TrainerCallback
+from transformers import DynamicCache, TrainerCallback
 
 STEP = 64  # rows are padded to a multiple of 64 tokens, labelled places to one of 64 times the rows, so that few shapes occur
 CHUNK = 128  # labelled tokens whose logits are in memory at once
+
+# Keep what goes in, compute again in the backward pass.
+again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 class FixedShapes:
@@ -34,13 +40,16 @@ class FixedShapes:
 class GraphedStep(TrainerCallback):
     """A trainer's forward and backward pass, recorded the second time a shape occurs and replayed from then on.
 
-    Logits are made for labelled tokens only. It stands in for SFTTrainer.training_step on batches of `FixedShapes`.
+    Logits are made for labelled tokens only; without dropout two layers of three keep their input alone and are computed
+    again in the backward pass. It stands in for SFTTrainer.training_step on batches of `FixedShapes`.
     """
 
     def __init__(self, trainer):
         self.trainer, model = trainer, trainer.model
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.backbone, self.head = causal.model, causal.get_output_embeddings()
+        dropout = any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules())  # another one the second time
+        self.repeated = [] if dropout else [layer for i, layer in enumerate(self.backbone.layers) if i % 3]
         self.tuned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.gradients = [torch.zeros_like(parameter) for parameter in self.tuned]
         self.graphs: dict[tuple, tuple | None] = {}
@@ -91,17 +100,25 @@ class GraphedStep(TrainerCallback):
             print(f"these steps cannot be recorded as a CUDA graph ({reason}): they run as they are")
 
     def _pass(self, batch: dict) -> torch.Tensor:
-        with torch.autocast(self.tuned[0].device.type, torch.bfloat16):
+        with torch.autocast(self.tuned[0].device.type, torch.bfloat16), self._repeating():
             hidden = self.backbone(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
             hidden = hidden.flatten(0, 1)[batch["places"]]
             targets = pad(batch["labels"][:, 1:], (0, 1), value=-100).flatten()[batch["places"]]
             pieces = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-            loss = sum(
-                checkpoint(self._loss, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces
-            )
+            loss = sum(again(self._loss, *piece) for piece in pieces)
             loss = (loss / batch["count"]).squeeze()
         loss.backward()
         return loss.detach()
+
+    @contextlib.contextmanager
+    def _repeating(self):
+        for layer in self.repeated:
+            layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, again
+        try:
+            yield
+        finally:
+            for layer in self.repeated:
+                layer.gradient_checkpointing = False
 
     def _loss(self, hidden, targets):
         return cross_entropy(self.head(hidden).float(), targets, ignore_index=-100, reduction="sum")
@@ -109,6 +126,119 @@ class GraphedStep(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         self.graphs.clear()  # and their memory with them
         self.stream = self.pool = None
+
+
+class GraphedAnswers:
+    """Greedy answers of Gemma 3, batch by batch: one token for each row is one graph, over keys and values of fixed length.
+
+    The prompts are read by the model's own pass. `length` bounds prompt and answer, in tokens. The graph holds the places
+    of the weights: it must not outlive them. Without a GPU the same step runs unrecorded.
+    """
+
+    def __init__(self, model, rows: int, length: int):
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.backbone, self.head = causal.model, causal.get_output_embeddings()
+        config, device, dtype = model.config, model.device, self.head.weight.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        self.length, self.window, self.layers = _up(length + 1, STEP), config.sliding_window, self.backbone.layers
+        self.token, self.position = torch.zeros((2, rows, 1), dtype=torch.long, device=device)
+        self.place = torch.zeros(1, dtype=torch.long, device=device)  # the column that all rows write next
+        self.columns = torch.arange(self.length, device=device)
+        self.seen = torch.zeros((rows, self.length), dtype=torch.bool, device=device)
+        self.logits = torch.zeros((rows, config.vocab_size), dtype=dtype, device=device)
+        shape = (2, len(self.layers), rows, config.num_key_value_heads, self.length, config.head_dim)
+        self.keys, self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.chosen = torch.zeros((rows, 1), dtype=torch.long, pin_memory=device.type == "cuda")
+        self.step = self._step
+        if device.type == "cuda":
+            stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._step()  # what is made once, a first time
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, stream=stream):
+                self._step()
+            self.step = graph.replay
+
+    def __call__(self, input_ids, attention_mask, max_new_tokens: int, stops: list[int], held) -> list[list[int]]:
+        """Answer prompts padded on the left; returns each row's tokens up to where all had ended."""
+        rows, start = input_ids.shape
+        cache = DynamicCache()
+        places = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": places}
+        logits = self.head(self.backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1])
+        for layer, keys, values in zip(cache.layers, self.keys, self.values, strict=True):
+            keys[:rows, :, :start], values[:rows, :, :start] = layer.keys, layer.values
+        del cache
+        self.seen[:] = False
+        self.seen[:rows, :start] = attention_mask.bool()
+        self.position[:rows] = places[:, -1:] + 1
+        self.place[:] = start
+        answers, going = [[] for _ in range(rows)], set(range(rows))
+        chosen = self.chosen[:rows]
+        for _ in range(max_new_tokens):
+            if held:
+                logits = held(chosen, logits)
+            self.token[:rows] = logits.argmax(-1, keepdim=True)
+            chosen.copy_(self.token[:rows], non_blocking=True)
+            read = torch.cuda.Event() if chosen.is_pinned() else None
+            if read:
+                read.record()
+            self.step()  # it makes the next logits while the CPU reads this token and looks up what may follow
+            logits = self.logits[:rows]
+            if read:
+                read.synchronize()
+            for row, token in enumerate(chosen.flatten().tolist()):
+                answers[row].append(token)
+                if token in stops:
+                    going.discard(row)
+            if not going:
+                break
+        return answers
+
+    def _step(self) -> None:
+        self.seen.index_fill_(1, self.place, True)
+        near = self.seen & (self.columns > self.place - self.window)
+        masks = {
+            kind: torch.zeros_like(seen, dtype=self.keys.dtype).masked_fill_(~seen, -torch.inf)[:, None, None]
+            for kind, seen in (("full_attention", self.seen), ("sliding_attention", near))
+        }
+        with self._attending():
+            states = self.backbone(
+                input_ids=self.token, position_ids=self.position, attention_mask=masks, use_cache=False
+            ).last_hidden_state
+        self.logits.copy_(self.head(states[:, -1]))
+        self.place += 1
+        self.position += 1
+
+    @contextlib.contextmanager
+    def _attending(self):
+        attentions = [layer.self_attn for layer in self.layers]
+        for attention, keys, values in zip(attentions, self.keys, self.values, strict=True):
+            attention.forward = partial(self._attend, attention, keys, values)
+        try:
+            yield
+        finally:
+            for attention in attentions:
+                del attention.forward
+
+    def _attend(self, attention, keys, values, hidden_states, position_embeddings, attention_mask, **_):
+        """One token's attention: the heads that share keys and values are as many queries of one head."""
+        from transformers.models.gemma3.modeling_gemma3 import apply_rotary_pos_emb
+
+        rows, heads, _, width = keys.shape
+        query, key, value = (
+            project(hidden_states).view(rows, 1, -1, width).transpose(1, 2)
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        query, key = apply_rotary_pos_emb(attention.q_norm(query), attention.k_norm(key), *position_embeddings)
+        keys.index_copy_(2, self.place, key.to(keys.dtype))
+        values.index_copy_(2, self.place, value.to(keys.dtype))
+        query = query.to(keys.dtype).view(rows, heads, -1, width)
+        mask = attention_mask.expand(-1, heads, query.shape[2], -1)
+        found = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=attention.scaling)
+        return attention.o_proj(found.view(rows, 1, -1)), None
 
 
 def _up(count: int, step: int) -> int:
