@@ -87,14 +87,14 @@ def test_layers_that_are_computed_again_change_no_gradient_and_dropout_has_none(
     batch = {name: tensor.to(trainer.model.device) for name, tensor in batch.items()}
     loss, again = step._pass(dict(batch)).item(), gradients(trainer.model)
     assert calls == [1, 2, 2] * 6
-    step.repeated = []
+    step.checkpointed = []
     assert step._pass(dict(batch)).item() == loss and torch.equal(gradients(trainer.model), again)
     assert calls == [2, 3, 3] * 6
     for hook in hooks:
         hook.remove()
     dropped = torch.nn.Dropout(0.1)
     trainer.model.add_module("dropped", dropped)
-    assert GraphedStep(trainer).repeated == []
+    assert GraphedStep(trainer).checkpointed == []
     del trainer.model.dropped
 
 

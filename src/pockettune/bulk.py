@@ -143,10 +143,11 @@ class Extractor:
         try:
             return self._complete(rows)
         except (ValueError, RuntimeError) as error:
-            if len(rows) > 1:
-                return self._each(rows[: len(rows) // 2]) + self._each(rows[len(rows) // 2 :])
-            self._complete([self.plain])  # which raises if it is not the row
-            return [("", f"not answered ({type(error).__name__})")]
+            kind = type(error).__name__  # the error itself would hold the batch's memory
+        if len(rows) > 1:
+            return self._each(rows[: len(rows) // 2]) + self._each(rows[len(rows) // 2 :])
+        self._complete([self.plain])  # which raises if it is not the row
+        return [("", f"not answered ({kind})")]
 
     def _complete(self, rows: list[dict]) -> list[tuple[str, bool]]:
         from pockettune.generation import complete

@@ -1,6 +1,7 @@
 """Answers: the one renderer of prompts, and batched generation, greedy or sampled, free or held to a grammar."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,15 +70,17 @@ def complete(
     model.eval()
     try:
         tokenized = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        longest, stops = max(map(len, tokenized), default=0), stop_ids(model)
-        batch_size = batch_size or _fitting(model, longest + max_new_tokens)
+        stops = stop_ids(model)
+        batch_size = batch_size or _fitting(model, max(map(len, tokenized), default=0) + max_new_tokens)
         with merged_weights(model), torch.inference_mode(), autocast(model):
-            answer = partial(_complete_batch, model, sampling=sampling)
-            if prompts and not temperature > 0 and _recordable(model):
-                from pockettune.graphs import GraphedAnswers
-
-                answer = GraphedAnswers(model, min(batch_size, len(prompts)), longest + max_new_tokens)
+            answer, length = partial(_complete_batch, model, sampling=sampling), math.inf
             for rows in _batches([len(ids) for ids in tokenized], batch_size):
+                needed = len(tokenized[rows[0]]) + max_new_tokens  # the longest come first
+                if temperature == 0 and 2 * needed < length and _recordable(model):
+                    from pockettune.graphs import GraphedAnswers
+
+                    answer, length = None, needed  # what the one before held is free
+                    answer = GraphedAnswers(model, min(batch_size, len(prompts)), length)
                 held = _Held(model, tokenizer, [grammar[i] for i in rows]) if grammar is not None else None
                 batch = {"input_ids": [tokenized[i] for i in rows]}
                 batch = tokenizer.pad(batch, padding_side="left", return_tensors="pt").to(model.device)
@@ -172,8 +175,13 @@ def merged_weights(model) -> Iterator[None]:
 
 
 def _recordable(model) -> bool:
-    """Whether a step of answering can be a CUDA graph of ours; for Qwen3 Unsloth has one."""
-    return model.device.type == "cuda" and model.config.model_type == "gemma3_text"
+    """Whether a decode step can be a CUDA graph of ours; for Qwen3 Unsloth has one."""
+    import torch
+
+    if model.device.type != "cuda" or model.config.model_type != "gemma3_text":
+        return False
+    # On a T4 a model whose weights are float32 needs Unsloth's own autocast.
+    return model.get_output_embeddings().weight.dtype != torch.float32 or device_precision("gemma3_text").bf16
 
 
 def _fitting(model, tokens: int) -> int:
@@ -187,6 +195,7 @@ def _fitting(model, tokens: int) -> int:
     row = tokens * (cache + 16 * config.intermediate_size) + 16 * config.vocab_size
     free = psutil.virtual_memory().available
     if model.device.type == "cuda":
+        row += 2 * tokens * cache  # GraphedAnswers' copy of it, and a T4's 32 bits
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     return max(1, min(256, int(free / 2 / row)))
 
@@ -219,18 +228,16 @@ class _Held:
         from llguidance import LLExecutor, LLMatcher
 
         size, stops, on_gpu = model.config.vocab_size, stop_ids(model), model.device.type == "cuda"
-        vocabulary = _vocabulary(tokenizer, size, tuple(stops))
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            matchers = list(threads.map(partial(LLMatcher, vocabulary), grammars))
-        for matcher in matchers:
-            if matcher.is_error():
-                raise ValueError(f"llguidance cannot read the grammar: {matcher.get_error()[:300]}")
+        threads = ThreadPoolExecutor(os.cpu_count())  # the grammars are read while the model reads the prompts
+        self.matchers = threads.map(partial(LLMatcher, _vocabulary(tokenizer, size, tuple(stops))), grammars)
+        threads.shutdown(wait=False)
         self.threads = LLExecutor(num_threads=os.cpu_count())
-        self.bits = torch.full((len(matchers), -(-size // 32)), -1, dtype=torch.int32, pin_memory=on_gpu)
+        self.bits = torch.full((len(grammars), -(-size // 32)), -1, dtype=torch.int32, pin_memory=on_gpu)
         self.masks = self.bits.numpy()
         self.end = np.zeros_like(self.masks[0])
         self.end[stops[-1] // 32] = np.uint32(1 << stops[-1] % 32).astype(np.int32)
-        self.started, self.live = False, [(m, i) for i, m in enumerate(matchers)]
+        self.live: list[tuple] = []
+        self.shifts = torch.arange(8, dtype=torch.uint8, device=model.device)
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only, in this order."""
@@ -242,16 +249,21 @@ class _Held:
         import torch
         from llguidance.numpy import consume_token_par, fill_next_token_bitmask_par
 
-        if self.started:
+        if self.matchers:
+            self.live, self.matchers = [(matcher, i) for i, matcher in enumerate(self.matchers)], None
+            for matcher, _ in self.live:
+                if matcher.is_error():
+                    raise ValueError(f"llguidance cannot read the grammar: {matcher.get_error()[:300]}")
+        else:
             last = input_ids[:, -1].tolist()
             if not all(consume_token_par(self.threads, [(m, last[i]) for m, i in self.live])):
                 raise RuntimeError("a token was drawn that its grammar does not allow: logits of NaN, perhaps")
-        self.started = True
         for matcher, i in self.live:
             if matcher.is_stopped():  # the answer is whole: nothing but its end may follow
                 self.masks[i] = self.end
         self.live = [(m, i) for m, i in self.live if not m.is_stopped()]
         if self.live:
             fill_next_token_bitmask_par(self.threads, self.live, self.masks)
-        bits = self.bits.to(scores.device, non_blocking=True)[:, :, None] >> torch.arange(32, device=scores.device)
-        return scores.masked_fill((bits & 1).view(len(bits), -1)[:, : scores.shape[1]] == 0, -torch.inf)
+        octets = self.bits.to(scores.device, non_blocking=True).view(torch.uint8)
+        allowed = (octets[:, :, None] >> self.shifts & 1).view(len(octets), -1)[:, : scores.shape[1]].bool()
+        return scores.masked_fill(~allowed, -torch.inf)

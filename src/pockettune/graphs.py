@@ -11,8 +11,7 @@ from transformers import DynamicCache, TrainerCallback
 STEP = 64  # rows are padded to a multiple of 64 tokens, labelled places to one of 64 times the rows, so that few shapes occur
 CHUNK = 128  # labelled tokens whose logits are in memory at once
 
-# Keep what goes in, compute again in the backward pass.
-again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 class FixedShapes:
@@ -40,16 +39,19 @@ class FixedShapes:
 class GraphedStep(TrainerCallback):
     """A trainer's forward and backward pass, recorded the second time a shape occurs and replayed from then on.
 
-    Logits are made for labelled tokens only; without dropout two layers of three keep their input alone and are computed
-    again in the backward pass. It stands in for SFTTrainer.training_step on batches of `FixedShapes`.
+    Logits are made for labelled tokens only. Without dropout two layers of three are checkpointed: they keep their input
+    alone and are computed again in the backward pass. It stands in for SFTTrainer.training_step on batches of `FixedShapes`.
     """
 
     def __init__(self, trainer):
         self.trainer, model = trainer, trainer.model
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.backbone, self.head = causal.model, causal.get_output_embeddings()
-        dropout = any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules())  # another one the second time
-        self.repeated = [] if dropout else [layer for i, layer in enumerate(self.backbone.layers) if i % 3]
+        # Dropout would drop other values the second time.
+        dropout = model.config.attention_dropout or any(
+            isinstance(m, torch.nn.Dropout) and m.p for m in model.modules()
+        )
+        self.checkpointed = [] if dropout else [layer for i, layer in enumerate(self.backbone.layers) if i % 3]
         self.tuned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.gradients = [torch.zeros_like(parameter) for parameter in self.tuned]
         self.graphs: dict[tuple, tuple | None] = {}
@@ -100,24 +102,24 @@ class GraphedStep(TrainerCallback):
             print(f"these steps cannot be recorded as a CUDA graph ({reason}): they run as they are")
 
     def _pass(self, batch: dict) -> torch.Tensor:
-        with torch.autocast(self.tuned[0].device.type, torch.bfloat16), self._repeating():
+        with torch.autocast(self.tuned[0].device.type, torch.bfloat16), self._checkpointing():
             hidden = self.backbone(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
             hidden = hidden.flatten(0, 1)[batch["places"]]
             targets = pad(batch["labels"][:, 1:], (0, 1), value=-100).flatten()[batch["places"]]
             pieces = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-            loss = sum(again(self._loss, *piece) for piece in pieces)
+            loss = sum(recompute(self._loss, *piece) for piece in pieces)
             loss = (loss / batch["count"]).squeeze()
         loss.backward()
         return loss.detach()
 
     @contextlib.contextmanager
-    def _repeating(self):
-        for layer in self.repeated:
-            layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, again
+    def _checkpointing(self):
+        for layer in self.checkpointed:
+            layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, recompute
         try:
             yield
         finally:
-            for layer in self.repeated:
+            for layer in self.checkpointed:
                 layer.gradient_checkpointing = False
 
     def _loss(self, hidden, targets):
@@ -129,67 +131,76 @@ class GraphedStep(TrainerCallback):
 
 
 class GraphedAnswers:
-    """Greedy answers of Gemma 3, batch by batch: one token for each row is one graph, over keys and values of fixed length.
+    """Greedy answers of Gemma 3, batch by batch: a decode step is one CUDA graph over a KV cache of fixed length.
 
-    The prompts are read by the model's own pass. `length` bounds prompt and answer, in tokens. The graph holds the places
-    of the weights: it must not outlive them. Without a GPU the same step runs unrecorded.
+    The prefill is the model's own pass. `length` bounds prompt and answer, in tokens. The graph holds the addresses of
+    the weights: it must not outlive them. Without a GPU, or where it cannot be recorded, the same step runs as it is.
     """
 
     def __init__(self, model, rows: int, length: int):
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.backbone, self.head = causal.model, causal.get_output_embeddings()
         config, device, dtype = model.config, model.device, self.head.weight.dtype
+        on_gpu = device.type == "cuda"
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        self.length, self.window, self.layers = _up(length + 1, STEP), config.sliding_window, self.backbone.layers
-        self.token, self.position = torch.zeros((2, rows, 1), dtype=torch.long, device=device)
-        self.place = torch.zeros(1, dtype=torch.long, device=device)  # the column that all rows write next
+        self.length, self.window, self.layers = _up(length, STEP), config.sliding_window, self.backbone.layers
+        self.token, self.position_ids = torch.zeros((2, rows, 1), dtype=torch.long, device=device)
+        self.cache_position = torch.zeros(1, dtype=torch.long, device=device)  # where all rows write next
         self.columns = torch.arange(self.length, device=device)
-        self.seen = torch.zeros((rows, self.length), dtype=torch.bool, device=device)
+        self.attention_mask = torch.zeros((rows, self.length), dtype=torch.bool, device=device)
         self.logits = torch.zeros((rows, config.vocab_size), dtype=dtype, device=device)
         shape = (2, len(self.layers), rows, config.num_key_value_heads, self.length, config.head_dim)
         self.keys, self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.chosen = torch.zeros((rows, 1), dtype=torch.long, pin_memory=device.type == "cuda")
-        self.step = self._step
-        if device.type == "cuda":
-            stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                self._step()  # what is made once, a first time
-            torch.cuda.current_stream().wait_stream(stream)
+        self.next_tokens = torch.zeros((rows, 1), dtype=torch.long, pin_memory=on_gpu)
+        self.copied = torch.cuda.Event() if on_gpu else None
+        self.step = self._record() if on_gpu else self._step
+
+    def _record(self):
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._step()  # what is made once is made now
+        torch.cuda.current_stream().wait_stream(stream)
+        try:
             with torch.cuda.graph(graph, stream=stream):
                 self._step()
-            self.step = graph.replay
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            print(f"answers cannot be recorded as a CUDA graph ({reason}): they take longer")
+            return self._step
+        return graph.replay
 
     def __call__(self, input_ids, attention_mask, max_new_tokens: int, stops: list[int], held) -> list[list[int]]:
         """Answer prompts padded on the left; returns each row's tokens up to where all had ended."""
         rows, start = input_ids.shape
         cache = DynamicCache()
-        places = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": places}
+        position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         logits = self.head(self.backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1])
         for layer, keys, values in zip(cache.layers, self.keys, self.values, strict=True):
             keys[:rows, :, :start], values[:rows, :, :start] = layer.keys, layer.values
         del cache
-        self.seen[:] = False
-        self.seen[:rows, :start] = attention_mask.bool()
-        self.position[:rows] = places[:, -1:] + 1
-        self.place[:] = start
+        self.attention_mask[:] = False
+        self.attention_mask[:rows, :start] = attention_mask.bool()
+        self.position_ids[:rows] = position_ids[:, -1:] + 1
+        self.cache_position[:] = start
         answers, going = [[] for _ in range(rows)], set(range(rows))
-        chosen = self.chosen[:rows]
+        next_tokens = self.next_tokens[:rows]
         for _ in range(max_new_tokens):
             if held:
-                logits = held(chosen, logits)
+                logits = held(next_tokens, logits)
             self.token[:rows] = logits.argmax(-1, keepdim=True)
-            chosen.copy_(self.token[:rows], non_blocking=True)
-            read = torch.cuda.Event() if chosen.is_pinned() else None
-            if read:
-                read.record()
-            self.step()  # it makes the next logits while the CPU reads this token and looks up what may follow
+            next_tokens.copy_(self.token[:rows], non_blocking=True)
+            if self.copied:
+                self.copied.record()
+            self.step()  # it makes the next logits while the CPU reads these tokens and looks up what may follow
             logits = self.logits[:rows]
-            if read:
-                read.synchronize()
-            for row, token in enumerate(chosen.flatten().tolist()):
+            if self.copied:
+                self.copied.synchronize()
+            for row, token in enumerate(next_tokens.flatten().tolist()):
                 answers[row].append(token)
                 if token in stops:
                     going.discard(row)
@@ -198,19 +209,19 @@ class GraphedAnswers:
         return answers
 
     def _step(self) -> None:
-        self.seen.index_fill_(1, self.place, True)
-        near = self.seen & (self.columns > self.place - self.window)
+        self.attention_mask.index_fill_(1, self.cache_position, True)
+        near = self.attention_mask & (self.columns > self.cache_position - self.window)
         masks = {
-            kind: torch.zeros_like(seen, dtype=self.keys.dtype).masked_fill_(~seen, -torch.inf)[:, None, None]
-            for kind, seen in (("full_attention", self.seen), ("sliding_attention", near))
+            kind: torch.zeros_like(mask, dtype=self.keys.dtype).masked_fill_(~mask, -torch.inf)[:, None, None]
+            for kind, mask in (("full_attention", self.attention_mask), ("sliding_attention", near))
         }
         with self._attending():
             states = self.backbone(
-                input_ids=self.token, position_ids=self.position, attention_mask=masks, use_cache=False
+                input_ids=self.token, position_ids=self.position_ids, attention_mask=masks, use_cache=False
             ).last_hidden_state
         self.logits.copy_(self.head(states[:, -1]))
-        self.place += 1
-        self.position += 1
+        self.cache_position += 1
+        self.position_ids += 1
 
     @contextlib.contextmanager
     def _attending(self):
@@ -233,8 +244,8 @@ class GraphedAnswers:
             for project in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         query, key = apply_rotary_pos_emb(attention.q_norm(query), attention.k_norm(key), *position_embeddings)
-        keys.index_copy_(2, self.place, key.to(keys.dtype))
-        values.index_copy_(2, self.place, value.to(keys.dtype))
+        keys.index_copy_(2, self.cache_position, key.to(keys.dtype))
+        values.index_copy_(2, self.cache_position, value.to(keys.dtype))
         query = query.to(keys.dtype).view(rows, heads, -1, width)
         mask = attention_mask.expand(-1, heads, query.shape[2], -1)
         found = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=attention.scaling)
