@@ -86,8 +86,8 @@ data: .venv/ready-dev  ## write the complaints anew from their generators, byte 
 	.venv-vllm/bin/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
-test: lint  ## lint, unit tests, and the notebooks at a few steps
-	$(BIN)/python -m pytest
+test: lint  ## lint, unit tests, and the notebooks at a few steps; two files at a time, half of the cores each
+	OMP_NUM_THREADS=$$(( ($$(nproc) + 1) / 2 )) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-litert: .venv/ready-dev .venv-litert/ready  ## write a .litertlm file of the real model and let it answer (five minutes)
 	POCKETTUNE_TEST_LITERT=1 $(BIN)/python -m pytest tests/test_litert.py
