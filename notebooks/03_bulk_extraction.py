@@ -26,8 +26,8 @@
 # **By the end you will have** a folder of shards with the four fields of every row, the rows that have no answer
 # and why, and a view of what a person should look at first. It needs the model of `02_complaint_extraction` (`make
 # complaints`, or `make complaints-gpu` with `complaints_twice` as the task); on Colab upload its folder `model` first, or set `model`
-# to `rules` to see how it works. Two CPU cores read about two thousand rows an hour; the same job without a notebook is
-# `python -m pockettune.bulk --help`.
+# to `rules` to see how it works. Two CPU cores read about two thousand rows an hour, an H200 half a million; the same
+# job without a notebook is `python -m pockettune.bulk --help`.
 
 # %% [markdown]
 # ## Setup
@@ -72,7 +72,7 @@ id_column: str = ""  # a column to be carried over, by which you know a row agai
 model: str = "outputs/02_complaint_extraction/model"  # a folder, a .gguf file, a hub name, or rules
 task: str = "complaints"  # how the model was tuned to be asked; complaints_twice for that of `make complaints-gpu`
 output_dir: str = "outputs/03_bulk_extraction"  # the folder of the shards; name it again to continue a run
-shard_rows: int = 200  # rows in a shard, all that is done twice after a crash; give more on a GPU
+shard_rows: int = 200  # rows in a shard, all that is done twice after a crash; 4000 on a GPU
 file_format: str = "jsonl"  # of the shards: jsonl or parquet
 max_seq_length: int = 2048  # tokens of a prompt and its answer; longer ones fail
 max_new_tokens: int = 256  # cap on an answer
@@ -127,12 +127,16 @@ right.set(title=f"Null, % of {len(rows):,} rows", xlim=(0, 105))
 plt.show()
 
 # %% [markdown]
-# What a person should look at first: rows without an answer, by reason; then answers without a complaint, and those with very
-# little in it. A value that stands in the text can still be the wrong one: read a sample of the rest as well.
+# What a person should look at first: rows without an answer, by reason; then answers with the same value in two fields, those
+# without a complaint, and those with very little in it. A value that stands in the text can still be the wrong one: read a
+# sample of the rest as well.
 
 # %%
 print(rows["reason"].value_counts().to_string() if rows["reason"].notna().any() else "every row has an answer")
-doubts = rows[rows["valid"]].assign(letters=rows["question"].str.len().fillna(0)).sort_values("letters", kind="stable")
+fields = ["name", "address", "email", "question"]
+twice = rows[fields].apply(lambda row: row.dropna().duplicated().any(), axis=1)
+doubts = rows.assign(twice=twice, letters=rows["question"].str.len().fillna(0))[rows["valid"]]
+doubts = doubts.sort_values(["twice", "letters"], ascending=[False, True], kind="stable")
 doubts.drop(columns=["model", "prompt", "valid", "grounded", "reason"]).head(8)
 
 # %% [markdown]
