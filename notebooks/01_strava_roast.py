@@ -25,7 +25,7 @@
 #
 # **By the end you will have** a model of your own, its answers beside those of the model you began with, scores on
 # runs it never saw, and one file that a phone can open. It takes a few minutes on a GPU (made for a free Colab T4) and, with the
-# smaller settings of `make roast`, about eight minutes on two CPU cores.
+# smaller settings of `make roast`, about seven minutes on two CPU cores.
 
 # %% [markdown]
 # ## Setup

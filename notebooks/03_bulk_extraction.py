@@ -133,8 +133,7 @@ plt.show()
 
 # %%
 print(rows["reason"].value_counts().to_string() if rows["reason"].notna().any() else "every row has an answer")
-fields = ["name", "address", "email", "question"]
-twice = rows[fields].apply(lambda row: row.dropna().duplicated().any(), axis=1)
+twice = rows[nulls.index].apply(lambda row: row.dropna().duplicated().any(), axis=1)
 doubts = rows.assign(twice=twice, letters=rows["question"].str.len().fillna(0))[rows["valid"]]
 doubts = doubts.sort_values(["twice", "letters"], ascending=[False, True], kind="stable")
 doubts.drop(columns=["model", "prompt", "valid", "grounded", "reason"]).head(8)

@@ -89,17 +89,11 @@ class GraphedStep(TrainerCallback):
         return loss.clone()
 
     def _record(self, shape: tuple, batch: dict) -> None:
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-                loss = self._pass(batch)
+        recorded = _capture("these steps", lambda: self._pass(batch), pool=self.pool, stream=self.stream)
+        if recorded:
+            graph, loss = recorded
             self.graphs[shape] = graph, batch, loss
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            self.failed = True
-            reason = str(error).splitlines()[0]
-            print(f"these steps cannot be recorded as a CUDA graph ({reason}): they run as they are")
+        self.failed = recorded is None
 
     def _pass(self, batch: dict) -> torch.Tensor:
         with torch.autocast(self.tuned[0].device.type, torch.bfloat16), self._checkpointing():
@@ -157,21 +151,13 @@ class GraphedAnswers:
         self.step = self._record() if on_gpu else self._step
 
     def _record(self):
-        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._step()  # what is made once is made now
         torch.cuda.current_stream().wait_stream(stream)
-        try:
-            with torch.cuda.graph(graph, stream=stream):
-                self._step()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            print(f"answers cannot be recorded as a CUDA graph ({reason}): they take longer")
-            return self._step
-        return graph.replay
+        recorded = _capture("these answers", self._step, stream=stream)
+        return recorded[0].replay if recorded else self._step
 
     def __call__(self, input_ids, attention_mask, max_new_tokens: int, stops: list[int], held) -> list[list[int]]:
         """Answer prompts padded on the left; returns each row's tokens up to where all had ended."""
@@ -250,6 +236,21 @@ class GraphedAnswers:
         mask = attention_mask.expand(-1, heads, query.shape[2], -1)
         found = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=attention.scaling)
         return attention.o_proj(found.view(rows, 1, -1)), None
+
+
+def _capture(what: str, run, **options) -> tuple | None:
+    """Record a call as a CUDA graph: the graph and what it returned, or None and a line that says why."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, **options):
+            returned = run()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        print(f"{what} cannot be recorded as a CUDA graph ({reason}): they run as they are")
+        return None
+    return graph, returned
 
 
 def _up(count: int, step: int) -> int:

@@ -19,7 +19,8 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
     AdamW in its place), the precision `environment.precision` chooses, seed 3407.
     On one GPU with bfloat16 the steps of Gemma 3 and Qwen3 are CUDA graphs over padded rows, several times faster than
     Unsloth's own on models this small, with two layers of three checkpointed where there is no dropout, but without TRL's
-    token accuracy and entropy in the log; `cuda_graphs=False`, and settings that need the usual steps (packing, gradient checkpointing …), leave them out.
+    token accuracy and entropy in the log; `cuda_graphs=False`, and settings that need the usual steps (packing, gradient
+    checkpointing …), leave them out.
     `report_to` names a tracker ("none", "swanlab", "trackio", "wandb" or "tensorboard"), which cannot fail the run.
     Raises ValueError for rows longer than the model's max_seq_length, a number of <bos> that is not the model's, or
     labels that are not exactly the answer and its stop token; training stops with RuntimeError on a loss or gradient that is not a number.
