@@ -1,12 +1,14 @@
 """Steps as CUDA graphs: the batches, the loss they compute (on any device) and, with a GPU, the replays."""
 
 import contextlib
+import sys
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 
 from pockettune import load_rows, make_trainer, to_dataset, training
+from pockettune.environment import device_precision
 from pockettune.tasks import roast
 
 
@@ -160,3 +162,54 @@ def test_steps_are_graphs_on_one_gpu_unless_a_setting_needs_the_usual_ones(loade
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert training._no_graphs(model, {"bf16": True, **settings}) == reason
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or not device_precision("gemma3_text").bf16, reason="needs a GPU with bfloat16"
+)
+@pytest.mark.parametrize("name", ["norm", "layers.3.self_attn.q_norm"])
+def test_a_norm_is_gemma_s_formula_in_one_kernel(loaded, name):
+    torch.manual_seed(0)
+    norm = loaded[0].get_base_model().model.get_submodule(name)
+    states = torch.randn(2, 7, len(norm.weight), device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    wide = states.float()
+    plain = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.eps) * (1 + norm.weight.float())
+    found = norm(states)
+    assert found.grad_fn.name().startswith("Fast_RMS_Layernorm")
+    assert torch.allclose(found.float(), plain, rtol=2**-7, atol=1e-6)
+    weights = torch.randn_like(plain)
+    (expected,) = torch.autograd.grad((plain * weights).sum(), states, retain_graph=True)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), states)
+    assert (gradient - expected).float().norm() < 0.02 * expected.float().norm()
+
+
+def test_every_norm_goes_through_the_kernel(loaded, monkeypatch):
+    """With a stand-in for the kernel, since there may be no GPU."""
+    from unsloth_zoo.temporary_patches import gemma
+
+    from pockettune import models
+
+    calls = []
+
+    class Kernel:
+        @staticmethod
+        def apply(x, weight, eps, has_one_added):
+            calls.append(has_one_added)
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * (1 + weight)
+
+    base, ids = loaded[0].get_base_model(), torch.arange(5, 25)[None]
+    as_if = MagicMock(get_decoder=base.get_decoder, config=base.config)
+    as_if.device.type = "cuda"
+    monkeypatch.setitem(sys.modules, "unsloth.kernels.rms_layernorm", MagicMock(Fast_RMS_Layernorm=Kernel))
+    monkeypatch.setattr(gemma, "_gemma3_rms_norm", None)
+    monkeypatch.setattr(models.environment, "device_precision", lambda model_type: MagicMock(bf16=True))
+    with torch.inference_mode():
+        plain = base(input_ids=ids).logits
+        models._fuse_norms(as_if)
+        fused = base(input_ids=ids).logits
+    norms = [module for module in base.modules() if "forward" in vars(module) and type(module) is type(base.model.norm)]
+    for module in norms:
+        del module.forward
+    assert len(norms) == len(calls) == 6 * 18 + 1 and all(calls)
+    assert gemma._gemma3_rms_norm(torch.ones(2), torch.zeros(2), 0.0, torch.bfloat16).dtype == torch.bfloat16
+    assert torch.allclose(plain, fused, atol=1e-3)

@@ -45,8 +45,7 @@ class GraphedStep(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer, model = trainer, trainer.model
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.backbone, self.head = causal.model, causal.get_output_embeddings()
+        self.backbone, self.head = model.get_decoder(), model.get_output_embeddings()
         # Dropout would drop other values the second time.
         dropout = model.config.attention_dropout or any(
             isinstance(m, torch.nn.Dropout) and m.p for m in model.modules()
@@ -132,8 +131,7 @@ class GraphedAnswers:
     """
 
     def __init__(self, model, rows: int, length: int):
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.backbone, self.head = causal.model, causal.get_output_embeddings()
+        self.backbone, self.head = model.get_decoder(), model.get_output_embeddings()
         config, device, dtype = model.config, model.device, self.head.weight.dtype
         on_gpu = device.type == "cuda"
         if torch.is_autocast_enabled(device.type):

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from pockettune import embedded, environment
@@ -50,6 +51,7 @@ def load_model(model_name: str = embedded.NAME, max_seq_length: int = 1024, lora
     # Unsloth's own Gemma 3 attention calls it, but asks for other kernels' masks: flex attention's, which is slow uncompiled.
     model.config._attn_implementation = "sdpa"
     _read_logits_from_contiguous_states(model)
+    _fuse_norms(model)
     return model, tokenizer
 
 
@@ -95,7 +97,7 @@ def _resolved(folder: Path) -> Iterator[str]:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = locate(config["base_model_name_or_path"])
     with tempfile.TemporaryDirectory() as scratch:
-        copy = shutil.copytree(folder, Path(scratch) / folder.name)
+        copy = shutil.copytree(folder, Path(scratch) / folder.resolve().name)
         (copy / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
         yield str(copy)
 
@@ -135,6 +137,28 @@ def _complete_cpu_backend() -> None:
         from unsloth_zoo.cpu import ops
 
         ops._CHUNKED_CE_MODEL_TYPES |= {"gemma3_text"}
+
+
+def _fuse_norms(model) -> None:
+    """Let a norm of Gemma 3's be one kernel of Unsloth's on a GPU, in place of ten of torch's.
+
+    Unsloth leaves these norms to torch.compile, which is off; its kernel knows Gemma's 1 + weight. In a T4's precision they
+    stay as Unsloth has them.
+    """
+    on_gpu = model.device.type == "cuda" and environment.device_precision("gemma3_text").bf16
+    if not on_gpu or model.config.model_type != "gemma3_text" or os.environ.get("UNSLOTH_COMPILE_DISABLE") != "1":
+        return
+    from unsloth.kernels.rms_layernorm import Fast_RMS_Layernorm
+    from unsloth_zoo.temporary_patches import gemma
+
+    def norm(x, weight, eps, dtype):
+        return Fast_RMS_Layernorm.apply(x, weight, eps, True).to(dtype)
+
+    backbone = model.get_decoder()
+    for module in backbone.modules():
+        if type(module) is type(backbone.norm):
+            module.forward = partial(lambda self, x: norm(x, self.weight, self.eps, x.dtype), module)
+    gemma._gemma3_rms_norm = norm  # that of queries and keys, in Unsloth's own attention
 
 
 def _read_logits_from_contiguous_states(model) -> None:
