@@ -1,6 +1,8 @@
 """Training on the real model: what the loss falls on, what stops a run, what a resumed run ends in."""
 
 import copy
+import itertools
+import random
 
 import pytest
 import torch
@@ -203,3 +205,23 @@ def test_saving_over_something_else_is_refused(loaded, tmp_path):
     (tmp_path / "photos").mkdir()
     with pytest.raises(FileExistsError, match="holds no model"):
         save_model(*loaded, tmp_path / "photos")
+
+
+def test_rows_of_like_length_share_a_step_and_the_steps_come_in_random_order(loaded, root, tmp_path):
+    model, tokenizer = loaded
+    rows = to_dataset([{"q": "Name a river." * (i % 9 + 1), "a": "The Rhine."} for i in range(103)], example)
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer = make_trainer(
+        model, tokenizer, rows, output_dir=str(tmp_path), train_sampling_strategy="group_by_length", **settings
+    )
+    torch.manual_seed(1)
+    order = list(trainer._get_train_sampler())
+    assert sorted(order) == list(range(103)) and order != list(trainer._get_train_sampler())
+    lengths = [len(row["input_ids"]) for row in trainer.train_dataset]
+    steps, shuffled = (
+        [[lengths[i] for i in rows[at : at + 4]] for at in range(0, 100, 4)]
+        for rows in (order, random.Random(1).sample(order, 103))
+    )
+    assert sum(max(step) - min(step) for step in steps) < sum(max(step) - min(step) for step in shuffled) / 2
+    shorter = sum(sum(a) > sum(b) for a, b in itertools.pairwise(steps))
+    assert shorter < 18, "transformers' order goes from long to short, again and again: 20 of 24"

@@ -21,6 +21,7 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
     Unsloth's own on models this small, with two layers of three checkpointed where there is no dropout, but without TRL's
     token accuracy and entropy in the log; `cuda_graphs=False`, and settings that need the usual steps (packing, gradient
     checkpointing …), leave them out.
+    `train_sampling_strategy="group_by_length"` puts rows of like length into a step, as transformers does, and the steps in random order.
     `report_to` names a tracker ("none", "swanlab", "trackio", "wandb" or "tensorboard"), which cannot fail the run.
     Raises ValueError for rows longer than the model's max_seq_length, a number of <bos> that is not the model's, or
     labels that are not exactly the answer and its stop token; training stops with RuntimeError on a loss or gradient that is not a number.
@@ -71,6 +72,8 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
         callbacks=[_watch(), *trackers],
         data_collator=FixedShapes(tokenizer.pad_token_id, model.max_seq_length) if graphed else None,
     )
+    if trainer.args.train_sampling_strategy == "group_by_length":
+        trainer._get_train_sampler = lambda dataset=None: _by_length(trainer)
     if graphed:
         trainer.training_step = GraphedStep(trainer)
         trainer.add_callback(trainer.training_step)
@@ -93,6 +96,24 @@ def _no_graphs(model, settings: dict) -> str:
     if others := [key for key in _USUAL_STEPS if settings.get(key)]:
         return f"they do not go with {', '.join(others)}"
     return ""
+
+
+def _by_length(trainer):
+    """A sampler of rows of like length, step by step, in random order; transformers' goes from long to short, again and again."""
+    import torch
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    class Sampler(LengthGroupedSampler):
+        def __iter__(self):
+            rows = list(super().__iter__())
+            first, *steps = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+            rest = [steps.pop()] if steps and len(steps[-1]) < self.batch_size else []
+            shuffled = (steps[i] for i in torch.randperm(len(steps)))
+            return (row for step in (first, *shuffled, *rest) for row in step)  # the longest stay first
+
+    args = trainer.args
+    step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return Sampler(step, lengths=[len(row) for row in trainer.train_dataset["input_ids"]])
 
 
 def tokenize(dataset, model, tokenizer):
