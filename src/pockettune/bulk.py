@@ -15,6 +15,8 @@ from typing import Annotated
 
 import typer
 
+from pockettune import models, vllm_engine
+from pockettune.generation import complete, render
 from pockettune.rows import file_digest, records, write_bytes, write_text
 
 RULES = "rules"  # in the place of a model: the task's regular expressions
@@ -67,13 +69,9 @@ class Extractor:
 
             self.model, self.tokenizer = model, AutoTokenizer.from_pretrained(Path(model).with_name("merged"))
         elif vllm:
-            from pockettune import vllm_engine
-
             self.model, self.tokenizer = vllm_engine.load(model, max_seq_length)
         else:
-            from pockettune.models import load_model
-
-            self.model, self.tokenizer = load_model(model, max_seq_length, lora_r=0)
+            self.model, self.tokenizer = models.load_model(model, max_seq_length, lora_r=0)
         asked = self._render(self.plain) + (self.task.grammar(self.plain) if held else "")
         folder = Path(model)
         files = sorted([*folder.glob("*.safetensors"), *folder.glob("adapter_config.json")]) or [folder]
@@ -119,8 +117,6 @@ class Extractor:
         return json.dumps(self.task.to_example(row)["prompt"], ensure_ascii=False)
 
     def _render(self, row: dict) -> str:
-        from pockettune.generation import render
-
         return render(self.tokenizer, self.task.to_example(row)["prompt"])
 
     def _answer(self, rows: list[dict]) -> list[tuple[str | None, str | None]]:
@@ -150,8 +146,6 @@ class Extractor:
         return [("", f"not answered ({kind})")]
 
     def _complete(self, rows: list[dict]) -> list[tuple[str, bool]]:
-        from pockettune.generation import complete
-
         prompts = [self.task.to_example(row)["prompt"] for row in rows]
         grammars = [self.task.grammar(row) for row in rows] if self.held else None
         return complete(self.model, self.tokenizer, prompts, self.max_new_tokens, grammar=grammars) if rows else []

@@ -122,9 +122,8 @@ def _tokenizer(gguf: Path):
     pieces = [re.sub("^ +$", lambda run: "▁" * len(run[0]), piece) for piece in pieces]
     vocab = {piece: i for i, piece in enumerate(pieces)}
     merges = generate_merges(vocab, dict(zip(pieces, scores, strict=True)))
-    blank = [pair for pair in merges if re.fullmatch(r"\n+|\t+|▁+", "".join(pair))]
-    blank.sort(key=lambda pair: -len("".join(pair)))
-    merges = blank + [pair for pair in merges if not re.fullmatch(r"\n+|\t+|▁+", "".join(pair))]
+    # Merges that make blanks come first, the longest before the others; the sort is stable.
+    merges.sort(key=lambda pair: -len("".join(pair)) if re.fullmatch(r"\n+|\t+|▁+", "".join(pair)) else 0)
 
     # Added tokens stand for themselves in any text: the control tokens, and tags such as <table>.
     added = [

@@ -11,13 +11,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
-from pockettune import embedded
-from pockettune.evaluation import Result, compare, intervals, score_completions, summarize
+from pockettune import embedded, litert, llamacpp
+from pockettune.evaluation import Result, compare, evaluate, intervals, score_completions, summarize
 from pockettune.generation import autocast, generate, merged_weights, plain_lora, render, stop_ids
 from pockettune.models import load_model, locate, model_folder
-from pockettune.rows import file_digest, write_text
+from pockettune.rows import file_digest, load_rows, write_text
 
 _LICENCES = {"gemma3_text": ("gemma", embedded.TERMS), "qwen3": ("apache-2.0", None)}
 # Matrices of each kind of file; K-quants want rows of a multiple of 256, the second is what llama.cpp takes elsewhere.
@@ -75,8 +76,7 @@ def _compare(model, reloaded, tokenizer, prompts) -> None:
 
     answers = generate(model, tokenizer, prompts, max_new_tokens=64)
     allowed, alike = (0.05, 0.1) if model.dtype == torch.float32 else (0.3, 0.5)
-    was_training, logits = model.training, os.environ.get("UNSLOTH_RETURN_LOGITS", "0")
-    os.environ["UNSLOTH_RETURN_LOGITS"] = "1"
+    was_training = model.training
     model.eval()
     reloaded.eval()
     try:
@@ -98,7 +98,6 @@ def _compare(model, reloaded, tokenizer, prompts) -> None:
                 )
     finally:
         model.train(was_training)
-        os.environ["UNSLOTH_RETURN_LOGITS"] = logits
 
 
 def export_gguf(
@@ -465,11 +464,9 @@ def _note(run_card: str | Path | None, name: str, line: dict | None = None) -> N
 
 def _ask_gguf(file, tokenizer, prompts, completions, max_new_tokens, grammars, adapter) -> tuple[list, dict]:
     """Let llama.cpp answer, if it reads texts as the trained model does; also its speed and memory for one row."""
-    from pockettune.llamacpp import complete
-
     _check_stop(file, tokenizer, _gguf_ends(file))
     _check_gguf_tokens(file, tokenizer, prompts, completions)
-    answers = complete(file, tokenizer, prompts, max_new_tokens, grammar=grammars, adapter=adapter)
+    answers = llamacpp.complete(file, tokenizer, prompts, max_new_tokens, grammar=grammars, adapter=adapter)
     ids = tokenizer(render(tokenizer, prompts[0]), add_special_tokens=False)["input_ids"]
     # In a process of its own: here the file would take memory that training gave back, and seem to need none.
     script = (
@@ -483,9 +480,7 @@ def _ask_gguf(file, tokenizer, prompts, completions, max_new_tokens, grammars, a
 def _check_gguf_tokens(file, tokenizer, prompts, completions) -> None:
     import requests
 
-    from pockettune.llamacpp import serve
-
-    server = serve(file, slots=1, tokens=2048)
+    server = llamacpp.serve(file, slots=1, tokens=2048)
     session = requests.Session()
     session.trust_env = False  # no proxy: the server is in this process
 
@@ -503,14 +498,13 @@ def _check_gguf_tokens(file, tokenizer, prompts, completions) -> None:
 
 def _measure(file: str, adapter: str | None, ids: list[int]) -> dict[str, float]:
     """Tokens a second and GB of memory that llama.cpp takes to answer one prompt of at most 2048 tokens; for a new process."""
-    from pockettune.llamacpp import ask, serve
 
     def gigabytes(name: str) -> float:
         status = Path("/proc/self/status").read_text()
         return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024 / 1e9
 
     before = gigabytes("VmRSS")
-    timings = ask(serve(file, slots=1, tokens=2048, adapter=adapter), ids, 64)["timings"]
+    timings = llamacpp.ask(llamacpp.serve(file, slots=1, tokens=2048, adapter=adapter), ids, 64)["timings"]
     return {
         "prompt_tokens_per_second": round(timings["prompt_per_second"], 1),
         "tokens_per_second": round(timings["predicted_per_second"], 1),
@@ -520,10 +514,8 @@ def _measure(file: str, adapter: str | None, ids: list[int]) -> dict[str, float]
 
 def _ask_litertlm(file, tokenizer, prompts, completions, max_new_tokens, grammars, adapter=None) -> tuple[list, dict]:
     """The same by LiteRT-LM; the memory is that of its process, the speed the median over all rows."""
-    from pockettune.litert import ask
-
     control, texts = _to_read(tokenizer, prompts, completions)
-    found = ask(file, tokenizer, prompts, max_new_tokens, grammars, [*control, *texts])
+    found = litert.ask(file, tokenizer, prompts, max_new_tokens, grammars, [*control, *texts])
     bos = [tokenizer.bos_token_id]
     _check_stop(file, tokenizer, [ids[0] for ids in found["stops"] if len(ids) == 1])
     ids = dict(zip([*control, *texts], found["ids"], strict=True))
@@ -587,13 +579,7 @@ def main(run: str, task_name: str, train_file: str, eval_file: str, kind: str = 
 
     `kind` is a quantization of GGUF; adapter, for the adapters alone over a Q8_0 file of the base model; or litertlm.
     """
-    from importlib import import_module
-
     from huggingface_hub import snapshot_download
-
-    from pockettune.evaluation import evaluate
-    from pockettune.litert import export_litertlm
-    from pockettune.rows import load_rows
 
     task, folder = import_module(f"pockettune.tasks.{task_name}"), Path(run)
     card = folder / "run_card.json"
@@ -622,7 +608,7 @@ def main(run: str, task_name: str, train_file: str, eval_file: str, kind: str = 
             export_gguf(source if Path(source).is_dir() else snapshot_download(source), file)
         said = f"llama-cli -m {file} --lora {adapter} --temp 0 -sys SYSTEM -p USER asks it as it was trained"
     elif kind == "litertlm":
-        file = export_litertlm(whole, folder / f"{task_name}.litertlm")
+        file = litert.export_litertlm(whole, folder / f"{task_name}.litertlm")
         said = "import it in AI Edge Gallery"
     else:
         file = export_gguf(whole, folder / f"{task_name}-{kind}.gguf", kind, run_card=card, example=prompts[0])

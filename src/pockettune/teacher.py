@@ -120,9 +120,10 @@ def _run(todo, teacher, out, side, done, concurrency, max_failure_share, price) 
                         f"reasons are in {side.name}; delete it to ask for those rows again. {out.name} has {len(done)} labels"
                     )
         except BaseException as error:
+            cause = teacher.cause if isinstance(error, Stop) else None  # read before the others stop and name their own
             teacher.stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            raise (teacher.cause or error) if isinstance(error, Stop) else error from None
+            raise cause or error from None
 
 
 class _Teacher:

@@ -58,9 +58,10 @@ def read_export(path: str | Path) -> list[dict]:
             activity = next((t for t, names in _TYPES.items() if cells["type"].casefold() in names), None)
             if activity is None:
                 continue
-            run = _run(cells, activity, decimal_comma=language in ("German", "French", "Spanish"))
-            runs.append(run) if run else None
-            skipped += run is None
+            if run := _run(cells, activity, decimal_comma=language in ("German", "French", "Spanish")):
+                runs.append(run)
+            else:
+                skipped += 1
     except csv.Error as error:
         raise ValueError(
             f"activities.csv is damaged near line {table.line_num} ({error}): download the export again"
