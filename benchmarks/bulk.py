@@ -55,7 +55,8 @@ def read(file: str, model: str, task: str, seconds: float, shard_rows: int) -> N
     print(
         f"{speed:.2f} rows a second (shards {min(speeds):.2f} to {max(speeds):.2f}), a million in {1e6 / speed / 3600:.1f} h"
     )
-    print(f"resident memory after the first shard {memory[0]:.2f} GB, after the last {memory[-1]:.2f} GB", flush=True)
+    some = sorted({round(i * (len(memory) - 1) / 19) for i in range(20)})
+    print("resident memory after shard:", *(f"{i + 1}: {memory[i]:.2f} GB" for i in some), flush=True)
 
 
 def alone(file: str, model: str, task: str, n: int) -> None:

@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 
+import opencc
 import pytest
 
 from pockettune import load_rows
@@ -121,6 +122,19 @@ def test_complaints_have_the_article_s_shape_and_values_that_stand_in_the_text(c
 def test_the_training_bank_is_wide(root):
     bank = load_rows(root / "data/complaints/bank.jsonl")
     assert len({row["question"] for row in bank}) >= 400 and len({row["field"] for row in bank}) >= 20
+
+
+def test_no_complaint_of_the_bank_is_nearly_a_held_out_one(root, complaint_rows):
+    """Eight characters in a row, in simplified ones and without marks and mailboxes."""
+    simple = opencc.OpenCC("t2s")
+
+    def pieces(text):
+        text = re.sub(r"[\w.@-]*\.example|[^\w\u4e00-\u9fff]", "", simple.convert(text))
+        return {text[i : i + 8] for i in range(len(text) - 7)}
+
+    known = set().union(*(pieces(row["input"]) for row in complaint_rows["complaints_eval"]))
+    bank = [row["question"] for row in load_rows(root / "data/complaints/bank.jsonl")]
+    assert [question for question in bank if pieces(question) & known] == []
 
 
 def test_the_held_out_complaints_cover_each_noise_and_many_are_written_by_hand(complaint_rows):

@@ -45,9 +45,11 @@ SYLLABLES = "wang li zhang liu chen yang huang zhao wu zhou xu sun ma zhu hu guo
 SYLLABLES += "fang min jie qiang lei jun ying hua xin yan dan mei na bin bo chao tao hao yi rong ping gang kai le nan qi rui ting xuan".split()
 HOSTS = "example.com example.com example.com example.net example.net example.org example.org mail.example post.example xinxi.example wl-mail.example 88.mail.example nongye.example edu.mail.example".split()
 OFFICES = "service kefu help tousu support hr.office complaint fuwu 12345 info notice after-sale reply".split()
-# What stands around a complaint and is none of it, written by hand: openers, closings, asides, chatter of clerks.
+# What stands around a complaint and is none of it, written by hand: openers, closings, asides, chatter of clerks, greetings,
+# excuses for keyboard mash; and exclamations, which begin a complaint and belong to it.
 FRAMES = json.loads((HERE / "frames.json").read_text(encoding="utf-8"))
 OPENERS, CLOSINGS, ASIDES, CHATTER = (FRAMES[kind] for kind in ("openers", "closings", "asides", "chatter"))
+GREETINGS, EXCUSES, EXCLAMATIONS = (FRAMES[kind] for kind in ("greetings", "excuses", "exclamations"))
 FILLERS = ["嗯，", "那个，", "就是说，", "啊，", "呃……", "这个这个，", "对吧，", "哎，", "嗯那个就是，", "然后呢，", "怎么讲呢，"]
 MASH = (
     "asdjkl;asd|fghjfgh|zxcvbn|qwer qwer|jjjkkkk|啊实打实大苏打|的萨芬啊手动阀|看见哈萨克的|发顺丰的是|哈哈哈哈哈哈|啦啦啦啦|11111111|0000|。。。。。。|@@@@|%%%￥￥|～～～～|======|撒旦撒旦撒|太嗯嗯插件了|阿萨德看见啊啥的|健康仨都会撒娇|。，。，。，|hhhhhhh|test test|？？？？|adsfadsf大时代".split(
@@ -62,19 +64,20 @@ LABELS = {
     "name": "姓名 名字 联系人 投诉人 客户姓名 称呼 我的名字 申请人 用户 反馈人 来电人 投诉者 真实姓名 Name 联系人姓名 客户 诉求人 报修人 实名".split(),
     "address": "地址 住址 家庭住址 联系地址 通讯地址 收货地址 住处 现住址 居住地址 所在地 Address 户籍地址 详细地址 邮寄地址 地點 家庭地址 收件地址 我的地址".split(),
     "email": "邮箱 电子邮箱 E-mail email 邮件 联系邮箱 电邮 信箱 邮箱地址 Email 电子邮件 回复邮箱 我的邮箱 mail 常用邮箱 E-MAIL".split(),
-    "question": "投诉内容 问题 反映问题 诉求 事项 情况说明 问题描述 内容 投诉事由 详情 反馈内容 具体问题 投诉原因 事件经过 诉求内容 Problem 来电内容 主要问题 意见 描述".split(),
+    "question": "投诉内容 问题 反映问题 诉求 事项 情况说明 问题描述 内容 投诉事由 详情 反馈内容 具体问题 投诉原因 事件经过 诉求内容 Problem 来电内容 主要问题 意见 描述 我的诉求 反映的情况 起因 情况 问题经过 投诉事项 说明 我想投诉的 碰到的事 遇到的问题".split(),
 }
 EXTRAS = ["电话：{p}", "手机 {p}", "订单号：{o}", "日期：{d}", "性别：男", "性别：女", "年龄：{y}", "渠道：APP", "来源：微信公众号", "紧急程度：高", "是否公开：否", "工单编号 {o}", "受理人：{clerk}", "身份证：{i}", "类别：其他"]
 OTHERS = "紧急联系人 监护人 见证人 同住人 推荐人 经办人 责任人 被投诉人 户主 家属 房东 登记员 审核人 代收人 开户人 车主以外驾驶人 同行人 知情人".split()
 SAY = {
-    "name": """我叫{}|我是{}|本人{}|我的名字是{}|名字{}|敝姓名{}|我名叫{}|这边是{}|本人姓名{}|叫我{}就行|{}，就是我|联系人{}|姓名就写{}|我这边登记的名字是{}|姓名：{}|落款{}|我{}|我係{}|是我{}""".split("|"),
+    "name": """我叫{}|我是{}|本人{}|我的名字是{}|名字{}|敝姓名{}|我名叫{}|这边是{}|本人姓名{}|叫我{}就行|{}，就是我|联系人{}|姓名就写{}|我这边登记的名字是{}|姓名：{}|落款{}|我{}|我係{}|是我{}|{}给您写信|写信的是{}|{}在此留言|{}来说个事""".split("|"),
     "address": """家住{}|住在{}|我住{}|现居{}|地址是{}|我家在{}|常住{}|地址：{}|家庭住址是{}|住址{}|我的地址 {}|收件写{}|家在{}|租住在{}|户口和住处都在{}|人在{}|住{}|寄东西寄到{}|我们家{}""".split("|"),
     "email": """邮箱是{}|我的邮箱{}|邮箱：{}|发邮件到{}|可以发到{}|回复请发{}|电子邮箱{}|email: {}|联系我用{}|邮箱写{}|有消息发{}|信箱{}|邮箱 {} |E-mail：{}|请回信至{}|{}是我邮箱|邮件联系{}|邮箱给你 {}|我的email是{}""".split("|"),
 }
-WRONG = """{right}（不要写成{wrong}）|{right}，别写成{wrong}|{right}，别写成{wrong}|{wrong}×，{right}√|{wrong}（输错，更正：{right}）|{right}才对，{wrong}是写错的|{right}✓ {wrong}✗|{right}（不是{wrong}）|{right}，{wrong}那个是以前的|不是{wrong}，是{right}|之前写的{wrong}是错的，正确的是{right}|{wrong}，哦不对，{right}|{wrong}（打错了，应为{right}）|原来是{wrong}，现在改成{right}|不是{wrong}了，换成了{right}|{wrong}——更正：{right}|{right}，不要写成{wrong}|{right}（旧的{wrong}已停用）|{wrong} 写错 以{right} 为准|以前填过{wrong}，作废，以{right}为准|别再用{wrong}了，用{right}""".split(
+WRONG = """{right}（不要写成{wrong}）|{right}，别写成{wrong}|{right}，别写成{wrong}|{wrong}×，{right}√|{wrong}（输错，更正：{right}）|{right}才对，{wrong}是写错的|{right}✓ {wrong}✗|{right}（不是{wrong}）|{right}，{wrong}那个是以前的|不是{wrong}，是{right}|之前写的{wrong}是错的，正确的是{right}|{wrong}，哦不对，{right}|{wrong}（打错了，应为{right}）|原来是{wrong}，现在改成{right}|不是{wrong}了，换成了{right}|{wrong}——更正：{right}|{right}，不要写成{wrong}|{right}（旧的{wrong}已停用）|{wrong} 写错 以{right} 为准|以前填过{wrong}，作废，以{right}为准|别再用{wrong}了，用{right}|{wrong}，抱歉填错，再来一遍：{right}|{wrong}……说错了，是{right}|{wrong}，刚才这个作废，改成{right}""".split(
     "|"
 )
-TYPOS = dict(zip("在的做像已座账象那坐带燃暖投诉电费退钱修拆楼订期房间经理服务业质量时候址箱姓名邮", "再得作象以坐帐像哪座戴然缓头述店废腿前休折搂定其防简经里副务叶制量是侯止相性明油", strict=True))
+TYPOS = dict(zip("在的做像已座账象那坐带燃暖投诉电费退钱修拆楼订期房间理服业质时候址箱姓名邮题反映应联系述求描内容事情况因原处结傅生到底又有们元块物价格贵检查停收人家现找店员", "再得作象以坐帐像哪座戴然缓头述店废腿前休折搂定其防简里副叶制是侯止相性明油提返应映连细诉球苗那荣是清矿音源除节付声道低有又门圆快勿介各桂捡差亭受仁加线照点元", strict=True))
+WORDS = "白露 温馨 安康 高峰 石林 常青 金秋 黎明 向东 车辙 时雨 万里 方圆 云朵 阳光 雷鸣 江河 马力 米粒 谷雨 郑重 何必 毛线 汤圆 秋水 严谨 甘甜 冷静 宁静 乐意 全能 平安 盛夏".split()  # names that are words
 SEPARATORS = ["，", "，", ", ", " ", "  ", "\n", "。", "；", "   ，", "\n\n", " / ", "\t", "、", " | "]
 TO_TRADITIONAL = opencc.OpenCC("s2t")
 
@@ -93,7 +96,7 @@ class Writer:
         return "".join(self.r.choice("0123456789") for _ in range(n))
 
     def name(self, kind: str = "") -> str:
-        kind = kind or self.r.choices(["plain", "rare", "compound", "minority", "foreign", "title"], [76, 6, 6, 5, 4, 3])[0]
+        kind = kind or self.r.choices(["plain", "rare", "compound", "minority", "foreign", "title", "word"], [73, 6, 6, 5, 4, 3, 3])[0]
         if kind == "plain":
             return self.fake.name()
         if kind in ("rare", "compound"):
@@ -101,6 +104,8 @@ class Writer:
         if kind == "title":
             surname = self.fake.last_name()
             return self.r.choice([f"{surname}{t}" for t in ("女士", "先生", "师傅", "阿姨", "大爷", "小姐", "姐", "老师")] + [f"老{surname}", f"小{surname}"])
+        if kind == "word":
+            return self.r.choice(WORDS)
         return self.r.choice(MINORITY if kind == "minority" else FOREIGN)
 
     def address(self) -> str:
@@ -184,6 +189,8 @@ class Writer:
                     f"经办{other}，",
                     f"负责人是{other}。",
                     f"{r.choice(FAMILY)}{self.fake.name()}也遇到过。",
+                    f"同楼的{self.fake.name()}、{self.fake.name()}都能作证。",
+                    f"在场的还有{self.fake.name()}和{self.fake.name()}，",
                 ]
             )
         wrong = r.choice([self.office_mail(), self.email()])
@@ -266,12 +273,13 @@ class Complaints:
         if w.chance(0.35):
             text = re.sub("[“”]", '"', text)
         if w.chance(0.15):  # short clauses at the edges: not all that is short there is an opener or a closing
-            text = self.short(r"[^。！？!?…，,]{2,9}[，！？!?]") + text
+            text = self.short(r"(?<![^。！？!?…，,\n])[^。！？!?…，,\n]{2,9}[，！？!?]") + text
         if w.chance(0.15) and text[-1] in "。！？!?…":
-            text += self.short(r"[^。！？!?…，,]{2,9}[。！？!?…]+")
+            text += self.short(r"(?<![^。！？!?…，,\n])[^。！？!?…，,\n]{2,9}[。！？!?…]+")
         if w.chance(0.08):
             text = text.rstrip("。！？!?…~～") or text
-        return text.lstrip("，、；：。）) \n").rstrip("，、；：“ \n")
+        text = text.lstrip("，、；：。）) \n").rstrip("，、；：“ \n")
+        return r.choice(EXCLAMATIONS) + text if w.chance(0.1) else text
 
     def short(self, pattern: str) -> str:
         """A short clause out of some complaint, or none."""
@@ -319,6 +327,8 @@ def framed(w: Writer, kind: str, question: str) -> tuple[str, dict]:
         pattern = r.choice(WRONG)
         said[field] = pattern.format(wrong=w.near_miss(field, row[field]), right=row[field])
     text = frame(w, said)
+    if frame in (bare, prose) and w.chance(0.08):
+        text = r.choice(GREETINGS) + text
     if "typos" in noises:
         text = misspelt_around(r, text, list(filter(None, row.values())))
     if kind == "traditional":
@@ -330,7 +340,11 @@ def framed(w: Writer, kind: str, question: str) -> tuple[str, dict]:
     around = ([w.junk()] if "mash" in noises else []) + ([w.numbers() for _ in range(r.randint(1, 3))] if "pasted_numbers" in noises else []) + ([r.choice(ORDERS)] if kind == "injection" else [])
     for piece in around:
         gap = r.choice(["\n", " ", "\n\n"])
-        text = piece + gap + text if w.chance(0.45) else text + gap + piece
+        if w.chance(0.45):
+            excuse = r.choice(["", "\n", " "]) + r.choice(EXCUSES) if "mash" in noises and w.chance(0.4) else ""
+            text = piece + excuse + gap + text
+        else:
+            text += gap + piece
     if "mash" in noises and w.chance(0.5):
         text = r.choice(EMOJI) * r.randint(1, 3) + text
     return text, row
