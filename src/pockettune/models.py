@@ -8,8 +8,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
+from types import MethodType
 
 from pockettune import embedded, environment
 
@@ -154,10 +154,13 @@ def _fuse_norms(model) -> None:
     def norm(x, weight, eps, dtype):
         return Fast_RMS_Layernorm.apply(x, weight, eps, True).to(dtype)
 
+    def forward(self, x):
+        return norm(x, self.weight, self.eps, x.dtype)
+
     backbone = model.get_decoder()
     for module in backbone.modules():
         if type(module) is type(backbone.norm):
-            module.forward = partial(lambda self, x: norm(x, self.weight, self.eps, x.dtype), module)
+            module.forward = MethodType(forward, module)
     gemma._gemma3_rms_norm = norm  # that of queries and keys, in Unsloth's own attention
 
 
