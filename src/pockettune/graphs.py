@@ -1,7 +1,7 @@
 """Training steps and answers as CUDA graphs: a small model's kernels take less time to run than a CPU takes to launch them."""
 
 import contextlib
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
@@ -149,7 +149,7 @@ class GraphedAnswers:
         self.step = self._record() if on_gpu else self._step
 
     def _record(self):
-        stream = torch.cuda.Stream()
+        stream = _stream(torch.cuda.current_device())
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._step()  # what is made once is made now
@@ -199,7 +199,9 @@ class GraphedAnswers:
             kind: torch.zeros_like(mask, dtype=self.keys.dtype).masked_fill_(~mask, -torch.inf)[:, None, None]
             for kind, mask in (("full_attention", self.attention_mask), ("sliding_attention", near))
         }
-        with self._attending():
+        attentions = [layer.self_attn for layer in self.layers]
+        cached = zip(attentions, self.keys, self.values, strict=True)
+        with attending((attention, partial(self._attend, attention, *cache)) for attention, *cache in cached):
             states = self.backbone(
                 input_ids=self.token, position_ids=self.position_ids, attention_mask=masks, use_cache=False
             ).last_hidden_state
@@ -207,33 +209,49 @@ class GraphedAnswers:
         self.cache_position += 1
         self.position_ids += 1
 
-    @contextlib.contextmanager
-    def _attending(self):
-        attentions = [layer.self_attn for layer in self.layers]
-        for attention, keys, values in zip(attentions, self.keys, self.values, strict=True):
-            attention.forward = partial(self._attend, attention, keys, values)
-        try:
-            yield
-        finally:
-            for attention in attentions:
-                del attention.forward
-
     def _attend(self, attention, keys, values, hidden_states, position_embeddings, attention_mask, **_):
         """One token's attention: the heads that share keys and values are as many queries of one head."""
-        from transformers.models.gemma3.modeling_gemma3 import apply_rotary_pos_emb
-
         rows, heads, _, width = keys.shape
-        query, key, value = (
-            project(hidden_states).view(rows, 1, -1, width).transpose(1, 2)
-            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        query, key = apply_rotary_pos_emb(attention.q_norm(query), attention.k_norm(key), *position_embeddings)
+        query, key, value = project_heads(attention, hidden_states, position_embeddings)
         keys.index_copy_(2, self.cache_position, key.to(keys.dtype))
         values.index_copy_(2, self.cache_position, value.to(keys.dtype))
         query = query.to(keys.dtype).view(rows, heads, -1, width)
         mask = attention_mask.expand(-1, heads, query.shape[2], -1)
         found = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=attention.scaling)
         return attention.o_proj(found.view(rows, 1, -1)), None
+
+
+@contextlib.contextmanager
+def attending(forwards):
+    """Let each attention module use another forward meanwhile; `forwards` are pairs of the two."""
+    kept = []
+    try:
+        for attention, forward in forwards:
+            kept.append((attention, vars(attention).get("forward")))
+            attention.forward = forward
+        yield
+    finally:
+        for attention, forward in kept:
+            del attention.forward
+            if forward:
+                attention.forward = forward
+
+
+def project_heads(attention, hidden_states, position_embeddings) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gemma 3's queries, keys and values, normed and turned: each (rows, heads, tokens, width)."""
+    from transformers.models.gemma3.modeling_gemma3 import apply_rotary_pos_emb
+
+    query, key, value = (
+        project(hidden_states).view(*hidden_states.shape[:2], -1, attention.head_dim).transpose(1, 2)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    return *apply_rotary_pos_emb(attention.q_norm(query), attention.k_norm(key), *position_embeddings), value
+
+
+@cache
+def _stream(device: int) -> torch.cuda.Stream:
+    """One for all recordings of answers: cuBLAS keeps 34 MB for each stream it has been on."""
+    return torch.cuda.Stream(device)
 
 
 def _capture(what: str, run, **options) -> tuple | None:

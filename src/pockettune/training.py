@@ -7,9 +7,9 @@ from pockettune import tracking
 from pockettune.environment import PHASES, device_precision, phase
 from pockettune.generation import render, stop_ids
 
-# Settings that a step as a CUDA graph would pass over.
+# Settings that steps as CUDA graphs, and packed ones on a CPU, would pass over.
 _USUAL_STEPS = ["gradient_checkpointing", "activation_offloading", "packing", "padding_free", "label_smoothing_factor"]
-_USUAL_STEPS += ["loss_type", "torch_empty_cache_steps", "dataloader_num_workers"]
+_USUAL_STEPS += ["loss_type", "torch_empty_cache_steps", "dataloader_num_workers", "neftune_noise_alpha"]
 
 
 def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_config):
@@ -20,7 +20,7 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
     On one GPU with bfloat16 the steps of Gemma 3 and Qwen3 are CUDA graphs over padded rows, several times faster than
     Unsloth's own on models this small, with two layers of three checkpointed where there is no dropout, but without TRL's
     token accuracy and entropy in the log; `cuda_graphs=False`, and settings that need the usual steps (packing, gradient
-    checkpointing …), leave them out.
+    checkpointing …), leave them out. On a CPU Gemma 3's rows are laid end to end, and what all of a step begin with is computed once.
     `train_sampling_strategy="group_by_length"` puts rows of like length into a step, as transformers does, and the steps in random order.
     `report_to` names a tracker ("none", "swanlab", "trackio", "wandb" or "tensorboard"), which cannot fail the run.
     Raises ValueError for rows longer than the model's max_seq_length, a number of <bos> that is not the model's, or
@@ -28,6 +28,9 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
     """
     from datasets import disable_progress_bars
     from trl import SFTConfig, SFTTrainer
+
+    from pockettune.graphs import FixedShapes, GraphedStep
+    from pockettune.packing import PackedSteps
 
     disable_progress_bars()  # those of preparing a few hundred rows; training keeps its own
 
@@ -59,9 +62,8 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
     if wanted and reason:
         raise ValueError(f"cuda_graphs=True, but {reason}")
     graphed = wanted is not False and not reason
-    if graphed:
-        from pockettune.graphs import FixedShapes, GraphedStep
-
+    packed = _packs(model, settings)
+    if graphed or packed:
         settings["padding_free"] = False
     trackers = tracking.callbacks(settings.pop("report_to"), output_dir)
     trainer = SFTTrainer(
@@ -77,6 +79,8 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
     if graphed:
         trainer.training_step = GraphedStep(trainer)
         trainer.add_callback(trainer.training_step)
+    elif packed:
+        PackedSteps(trainer)
     check_labels(trainer.train_dataset, train_dataset, model, tokenizer)
     return trainer
 
@@ -93,9 +97,19 @@ def _no_graphs(model, settings: dict) -> str:
         return f"{model.config.model_type} was not tried: others may scale their logits"
     if model.is_gradient_checkpointing:
         return "they do not go with gradient checkpointing"
-    if others := [key for key in _USUAL_STEPS if settings.get(key)]:
+    if others := _unusual(settings):
         return f"they do not go with {', '.join(others)}"
     return ""
+
+
+def _packs(model, settings: dict) -> bool:
+    """Whether steps run on a CPU over packed rows."""
+    known = model.config.model_type == "gemma3_text" and not model.config.attention_dropout
+    return known and model.device.type == "cpu" and not model.is_gradient_checkpointing and not _unusual(settings)
+
+
+def _unusual(settings: dict) -> list[str]:
+    return [key for key in _USUAL_STEPS if settings.get(key)]
 
 
 def _by_length(trainer):
