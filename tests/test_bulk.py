@@ -1,5 +1,6 @@
 """Files of any size: every row once, whatever happens on the way, and nothing dropped in silence."""
 
+import ctypes
 import json
 import os
 import random
@@ -281,3 +282,22 @@ ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
 threading.Thread(target=kill, daemon=True).start()
 print(extract_with_ray(sys.argv[1], sys.argv[2], "rules", workers=2, batch_rows=100, keep=("id",)))
 """
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc's")
+def test_memory_that_was_freed_goes_back_to_the_system():
+    """A process of its own, since the heap of this one is in use."""
+    code = """
+import ctypes, psutil
+from pockettune.bulk import _trim_heap
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+blocks = [libc.malloc(1000) for _ in range(100_000)]
+for block in blocks: ctypes.memset(ctypes.c_void_p(block), 1, 1000)
+for block in blocks[:-1]: libc.free(block)
+before = psutil.Process().memory_info().rss
+_trim_heap()
+print((before - psutil.Process().memory_info().rss) // 1_000_000)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout.splitlines()[-1]) > 50

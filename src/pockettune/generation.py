@@ -101,6 +101,11 @@ def _complete_batch(
 
     start, going, cache = ids.shape[1], list(range(len(ids))), None
     answers: list[list[int]] = [[] for _ in going]
+
+    def half_ended(input_ids, scores, **_):
+        ended = torch.isin(input_ids[:, start:], torch.tensor(stops, device=input_ids.device)).any(1)
+        return ended | (2 * ended.sum() >= len(ended))
+
     while going:
         output = model.generate(
             input_ids=ids,
@@ -109,7 +114,7 @@ def _complete_batch(
             max_new_tokens=start + max_new_tokens - ids.shape[1],
             max_length=None,  # Unsloth sets one, and each call would warn of the two
             eos_token_id=stops,
-            stopping_criteria=[_half_ended(start, stops)],
+            stopping_criteria=[half_ended],
             use_cache=True,
             return_dict_in_generate=True,
             logits_processor=held and [held],
@@ -201,22 +206,19 @@ def _fitting(model, tokens: int) -> int:
 
 
 @lru_cache(maxsize=1)
+def _threads():
+    """Threads that read grammars, and llguidance's own that make masks: new ones for each batch leave malloc's heaps behind."""
+    from llguidance import LLExecutor
+
+    return ThreadPoolExecutor(os.cpu_count()), LLExecutor(num_threads=os.cpu_count())
+
+
+@lru_cache(maxsize=1)
 def _vocabulary(tokenizer, size: int, stops: tuple[int, ...]):
     """The tokenizer as llguidance reads it, which takes seconds; `size` is the model's, where the logits end."""
     from llguidance.hf import from_tokenizer
 
     return from_tokenizer(tokenizer, n_vocab=size, eos_token=list(stops))
-
-
-def _half_ended(start: int, stops: list[int]):
-    """A stopping criterion: whether half of the rows, or all, have a stop token after `start`."""
-    import torch
-
-    def stop(input_ids, scores, **_):
-        ended = torch.isin(input_ids[:, start:], torch.tensor(stops, device=input_ids.device)).any(1)
-        return ended | (2 * ended.sum() >= len(ended))
-
-    return stop
 
 
 class _Held:
@@ -225,13 +227,12 @@ class _Held:
     def __init__(self, model, tokenizer, grammars: list[str]):
         import numpy as np
         import torch
-        from llguidance import LLExecutor, LLMatcher
+        from llguidance import LLMatcher
 
         size, stops, on_gpu = model.config.vocab_size, stop_ids(model), model.device.type == "cuda"
-        threads = ThreadPoolExecutor(os.cpu_count())  # the grammars are read while the model reads the prompts
-        self.matchers = threads.map(partial(LLMatcher, _vocabulary(tokenizer, size, tuple(stops))), grammars)
-        threads.shutdown(wait=False)
-        self.threads = LLExecutor(num_threads=os.cpu_count())
+        readers, self.threads = _threads()
+        # The grammars are read while the model reads the prompts.
+        self.matchers = readers.map(partial(LLMatcher, _vocabulary(tokenizer, size, tuple(stops))), grammars)
         self.bits = torch.full((len(grammars), -(-size // 32)), -1, dtype=torch.int32, pin_memory=on_gpu)
         self.masks = self.bits.numpy()
         self.end = np.zeros_like(self.masks[0])
