@@ -186,6 +186,13 @@ def test_a_damaged_file_is_refused(damage, reason, merged, tuned, rows, same, an
     assert not file.exists() and (tmp_path / "roast.gguf.refused").is_file()
 
 
+@pytest.mark.parametrize(("n", "lost", "refused"), [(72, 4, False), (72, 7, True), (16, 4, True), (363, 9, False)])
+def test_a_loss_is_held_against_a_file_when_it_is_surely_more_than_two_points(n, lost, refused):
+    before, after = ([{"scores": {"original": float(i >= worse)}} for i in range(n)] for worse in (0, lost))
+    with pytest.raises(ValueError, match=f"original lost .* on {n} rows") if refused else contextlib.nullcontext():
+        export._check_scores("a.gguf", before, after, 2.0, SimpleNamespace(to_string=str))
+
+
 def test_what_is_not_the_files_fault_leaves_the_file(tuned, rows, same, answers, tmp_path):
     file = tmp_path / "roast.gguf"
     file.write_text("a file")

@@ -116,6 +116,7 @@ def export_gguf(
     Raises ValueError for another kind of model or quantization.
     """
     from gguf import get_tensor_name_map
+    from libgguf import quantize_rows
     from transformers import AutoTokenizer
 
     path, out = Path(path), Path(out)
@@ -136,10 +137,9 @@ def export_gguf(
             if target == "output.weight" and config.get("tie_word_embeddings"):
                 continue
             dtype = _matrix_type(target, tensor.shape, quantization, config["num_hidden_layers"])
-            if kind == "gemma3_text" and target.endswith("norm.weight"):
-                writer.add_tensor(target, tensor + 1, raw_dtype=dtype)  # Gemma multiplies by 1 + w, llama.cpp by w
-            else:
-                writer.add_tensor(target, _quantize(tensor, dtype), raw_dtype=dtype)
+            # Gemma multiplies by 1 + w, llama.cpp by w.
+            rows = tensor + 1 if kind == "gemma3_text" and target.endswith("norm.weight") else tensor
+            writer.add_tensor(target, quantize_rows(rows, dtype), raw_dtype=dtype)
     example = example or [{"role": "user", "content": "YOUR TEXT"}]
     write_text(out.with_suffix(".md"), _how_to_ask(out, render(tokenizer, example), example))
     write_text(out.with_suffix(".Modelfile"), _modelfile(out.name, kind, example))
@@ -331,17 +331,6 @@ def _matrix_type(name: str, shape: tuple, quantization: str, layers: int):
     return GGMLQuantizationType[kind]
 
 
-def _quantize(tensor, dtype):
-    import gguf
-    import numpy as np
-
-    if dtype.name.endswith("_K"):
-        import libgguf
-
-        return libgguf.quantize_rows(np.ascontiguousarray(tensor, np.float32), libgguf.GGMLQuantizationType(int(dtype)))
-    return gguf.quants.quantize(tensor, dtype)
-
-
 def _modelfile(name: str, kind: str, example: list[dict]) -> str:
     """What `ollama create NAME -f FILE` reads."""
     if kind == "gemma3_text":
@@ -400,10 +389,10 @@ def check_export(
     The file is GGUF, which llama.cpp answers here, or .litertlm, which LiteRT-LM answers in .venv-litert, without a
     grammar. `reference` are the tuned model's results on the same rows. The file must cut every prompt and answer into
     the tokens the model was trained on, with one <bos> where it has one, and render the chat as it was trained. Raises
-    ValueError when it does not, or when a score falls by more than `limit` points and by more than chance may do (the
-    paired 95 % interval of the loss lies above 0); the file is then renamed to .refused. With `run_card` the card
-    gains a line about the file. With `adapter`, a GGUF adapter over the file, it is the adapter that is judged.
-    `merged`, results of the merged model on the same rows, becomes a column.
+    ValueError when it does not, or when a score surely falls by more than `limit` points (the paired 95 % interval of
+    the loss lies above it); the file is then renamed to .refused. With `run_card` the card gains a line about the file.
+    With `adapter`, a GGUF adapter over the file, it is the adapter that is judged. `merged`, results of the merged model
+    on the same rows, becomes a column.
     """
     file = Path(file)
     exported = Path(adapter or file)
@@ -441,15 +430,15 @@ def check_export(
 
 
 def _check_scores(name: str, reference: list[Result], results: list[Result], limit: float, table) -> None:
-    """Raise unless each score is within `limit` points of the tuned model's, or as near as chance allows."""
+    """Raise unless each score is within `limit` points of the tuned model's, as far as the number of rows can tell."""
     for score in reference[0]["scores"]:
         sign = -100 if score == "capped" else 100
         pairs = zip(reference, results, strict=True)
         lost, low, _ = intervals([sign * (a["scores"][score] - b["scores"][score]) for a, b in pairs])
-        if lost > limit and low > 0:
+        if low > limit:
             raise _Refused(
-                f"{name} is worse than the tuned model: {score} lost {lost:.1f} points on {len(results)} rows, {limit:g} "
-                f"are allowed. A GGUF file of q8_0 or bf16 is nearer to it\n{table.to_string()}"
+                f"{name} is worse than the tuned model: {score} lost {lost:.1f} points on {len(results)} rows (95 % sure "
+                f"of {low:.1f}), {limit:g} are allowed. A GGUF file of q8_0 or bf16 is nearer to it\n{table.to_string()}"
             )
 
 
@@ -560,18 +549,13 @@ def _check_stop(file: Path, tokenizer, named: list[int]) -> None:
 
 
 def _gguf_ends(file: Path) -> list[int]:
-    """The control tokens that a GGUF file names as ends; gguf's reader would walk all the vocabulary, for ten seconds."""
-    import mmap
-    import struct
-
+    """The control tokens that a GGUF file names as ends of an answer."""
     from gguf import TokenType
+    from libgguf import inspect_gguf  # gguf's own reader walks all the vocabulary, for ten seconds
 
-    with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        keys = [f"tokenizer.ggml.{key}".encode() for key in ("eos_token_id", "eot_token_id", "token_type")]
-        *ends, types = [at + len(key) for key in keys if (at := data.find(key)) >= 0]
-        named = [struct.unpack_from("<4xI", data, end)[0] for end in ends]  # after the value's type
-        kinds = types + 16  # after the types of the array and of its items, and their number
-        return [token for token in named if struct.unpack_from("<i", data, kinds + 4 * token)[0] == TokenType.CONTROL]
+    named = {key.removeprefix("tokenizer.ggml."): found.value for key, found in inspect_gguf(file).metadata.items()}
+    ends = [named[key] for key in ("eos_token_id", "eot_token_id") if key in named]
+    return [token for token in ends if named["token_type"][token] == TokenType.CONTROL]
 
 
 def main(run: str, task_name: str, train_file: str, eval_file: str, kind: str = "q8_0", n: int = 16) -> None:

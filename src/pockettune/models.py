@@ -50,7 +50,9 @@ def load_model(model_name: str = embedded.NAME, max_seq_length: int = 1024, lora
     (model.get_base_model() if hasattr(model, "get_base_model") else model)._supports_static_cache = False
     # Unsloth's own Gemma 3 attention calls it, but asks for other kernels' masks: flex attention's, which is slow uncompiled.
     model.config._attn_implementation = "sdpa"
-    _read_logits_from_contiguous_states(model)
+    # generate() hands the 262k-word output layer a slice, for which torch on a CPU copies it once for each row: 19 seconds
+    # and 5 GB at 16 rows, instead of half a second.
+    model.get_output_embeddings().register_forward_pre_hook(lambda layer, inputs: (inputs[0].contiguous(),))
     _fuse_norms(model)
     return model, tokenizer
 
@@ -162,12 +164,3 @@ def _fuse_norms(model) -> None:
         if type(module) is type(backbone.norm):
             module.forward = MethodType(forward, module)
     gemma._gemma3_rms_norm = norm  # that of queries and keys, in Unsloth's own attention
-
-
-def _read_logits_from_contiguous_states(model) -> None:
-    """Keep torch from copying the 262k-word output layer once for each row of a batch.
-
-    generate() hands the layer a slice, the last token of each prompt; a CPU then multiplies row by row: 19 seconds
-    and 5 GB at 16 rows, instead of half a second.
-    """
-    model.get_output_embeddings().register_forward_pre_hook(lambda layer, inputs: (inputs[0].contiguous(),))

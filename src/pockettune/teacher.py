@@ -233,13 +233,11 @@ def _seconds(header: str | None, body: str = "") -> float | None:
 
     if found := re.search(r"retryDelay\W+([\d.]+)s", body):
         return float(found[1])
-    try:
-        return max(0.1, float(header or ""))
-    except ValueError:
-        try:
-            return max(0.1, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()) if header else None
-        except (TypeError, ValueError):
-            return None
+    with contextlib.suppress(TypeError, ValueError):
+        return max(0.1, float(header))
+    with contextlib.suppress(TypeError, ValueError):
+        return max(0.1, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
+    return None
 
 
 def _json_in(text: str) -> str:
