@@ -250,9 +250,9 @@ print(again[0])
 
 # %% [markdown]
 # For a phone, or a program without Python, the adapters are merged into the weights, compared with the tuned model, and
-# written as one GGUF file. Then that file itself answers the held-out rows, as do the merged weights: if it scores worse
-# than the tuned model, or cuts a text into other tokens, the cell stops. PocketPal (Android, iOS), Ollama and llama.cpp open it;
-# the two small files beside it say how to ask. In Colab, download them from the Files panel on the left.
+# written as one GGUF file. Then that file itself answers the held-out rows, as do the merged weights: if it surely
+# scores more than two points worse than the tuned model, or cuts a text into other tokens, the cell stops. PocketPal (Android,
+# iOS), Ollama and llama.cpp open it; the two small files beside it say how to ask. In Colab, download them from the Files panel on the left.
 
 # %%
 if quantization:
