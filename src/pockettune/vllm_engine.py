@@ -27,9 +27,8 @@ def load(path: str, max_seq_length: int = 2048):
     flags = device_precision(AutoConfig.from_pretrained(path).model_type)
     dtype = "bfloat16" if flags.bf16 else "float16" if flags.fp16 else "float32"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault(
-        "VLLM_CPU_KVCACHE_SPACE", "2"
-    )  # GB on a CPU, where vLLM else wants 92 % of all memory to be free
+    # GB; on a CPU vLLM else wants 92 % of all memory to be free.
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     backend = {"backend": "guidance"}  # llguidance, as in `generate`: the same grammars
     model = LLM(path, dtype=dtype, max_model_len=max_seq_length, structured_outputs_config=backend)
     return model, AutoTokenizer.from_pretrained(path)
