@@ -289,14 +289,14 @@ def test_memory_that_was_freed_goes_back_to_the_system():
     """A process of its own, since the heap of this one is in use."""
     code = """
 import ctypes, psutil
-from pockettune.bulk import _trim_heap
+from pockettune.environment import keep_freed_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 blocks = [libc.malloc(1000) for _ in range(100_000)]
 for block in blocks: ctypes.memset(ctypes.c_void_p(block), 1, 1000)
 for block in blocks[:-1]: libc.free(block)
 before = psutil.Process().memory_info().rss
-_trim_heap()
+keep_freed_memory(False)
 print((before - psutil.Process().memory_info().rss) // 1_000_000)
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

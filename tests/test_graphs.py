@@ -196,7 +196,8 @@ def test_every_norm_goes_through_the_kernel(loaded, monkeypatch):
         @staticmethod
         def apply(x, weight, eps, has_one_added):
             calls.append(has_one_added)
-            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * (1 + weight)
+            x = x.float()
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * (1 + weight.float())
 
     base, ids = loaded[0].get_base_model(), torch.arange(5, 25)[None]
     as_if = MagicMock(get_decoder=base.get_decoder, config=base.config)

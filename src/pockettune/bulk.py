@@ -3,12 +3,10 @@
 python -m pockettune.bulk complaints.csv fields --model outputs/02_complaint_extraction/model --text 内容 --keep id
 """
 
-import ctypes
 import hashlib
 import io
 import json
 import sqlite3
-import sys
 import time
 from importlib import import_module
 from itertools import islice
@@ -18,6 +16,7 @@ from typing import Annotated
 import typer
 
 from pockettune import models, vllm_engine
+from pockettune.environment import keep_freed_memory
 from pockettune.generation import complete, render
 from pockettune.rows import file_digest, records, write_bytes, write_text
 
@@ -101,7 +100,7 @@ class Extractor:
                 reason = "the answer is not valid"
             kept = {name: record.get(name) if isinstance(record, dict) else None for name in self.keep}
             made.append({k: _writable(v) for k, v in {**kept, **fields, "reason": reason, **self.digests}.items()})
-        _trim_heap()
+        keep_freed_memory(False)  # that of the many threads which read grammars
         return made
 
     def _read(self, record: dict | ValueError) -> dict | ValueError:
@@ -210,12 +209,6 @@ def extract(
                 bar.update(len(rows))
         known.delete()
     return manifest
-
-
-def _trim_heap() -> None:
-    """Give freed memory back to the system: glibc would keep that of the many threads that read grammars."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # not every libc has it
-        libc.malloc_trim(0)
 
 
 def _check_columns(source: Path, columns: set[str], text: str = "input", keep: tuple[str, ...] = (), **others) -> None:

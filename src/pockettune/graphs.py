@@ -201,7 +201,7 @@ class GraphedAnswers:
         }
         attentions = [layer.self_attn for layer in self.layers]
         cached = zip(attentions, self.keys, self.values, strict=True)
-        with attending((attention, partial(self._attend, attention, *cache)) for attention, *cache in cached):
+        with using((attention, partial(self._attend, attention, *cache)) for attention, *cache in cached):
             states = self.backbone(
                 input_ids=self.token, position_ids=self.position_ids, attention_mask=masks, use_cache=False
             ).last_hidden_state
@@ -222,19 +222,19 @@ class GraphedAnswers:
 
 
 @contextlib.contextmanager
-def attending(forwards):
-    """Let each attention module use another forward meanwhile; `forwards` are pairs of the two."""
+def using(forwards):
+    """Let modules use other forwards meanwhile; `forwards` are pairs of the two."""
     kept = []
     try:
-        for attention, forward in forwards:
-            kept.append((attention, vars(attention).get("forward")))
-            attention.forward = forward
+        for module, forward in forwards:
+            kept.append((module, vars(module).get("forward")))
+            module.forward = forward
         yield
     finally:
-        for attention, forward in kept:
-            del attention.forward
+        for module, forward in kept:
+            del module.forward
             if forward:
-                attention.forward = forward
+                module.forward = forward
 
 
 def project_heads(attention, hidden_states, position_embeddings) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

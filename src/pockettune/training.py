@@ -29,8 +29,8 @@ def make_trainer(model, tokenizer, train_dataset, *, output_dir: str, **sft_conf
     from datasets import disable_progress_bars
     from trl import SFTConfig, SFTTrainer
 
+    from pockettune.cpu_steps import PackedSteps
     from pockettune.graphs import FixedShapes, GraphedStep
-    from pockettune.packing import PackedSteps
 
     disable_progress_bars()  # those of preparing a few hundred rows; training keeps its own
 
