@@ -30,7 +30,7 @@ def job(name: str) -> dict:
 
     gpu = torch.cuda.is_available()
     if name == "roast":
-        task, stem, rows, epochs, rank = roast, "strava_roasts", 200 if gpu else 48, 5 if gpu else 1, 64
+        task, stem, rows, epochs, rank = roast, "strava_roasts", 200 if gpu else 48, 5 if gpu else 2, 64
     else:
         task, stem, rows, epochs, rank = complaints, "complaints", 1000 if gpu else 48, 1, 8
     train, held_out = (

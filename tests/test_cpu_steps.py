@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from pockettune import load_rows, make_trainer, to_dataset, training
+from pockettune import cpu_steps, load_rows, make_trainer, to_dataset, training
 from pockettune.cpu_steps import PackedRows, _plain, head_loss
 from pockettune.tasks import roast
 
@@ -60,9 +60,16 @@ def test_a_row_s_own_part_begins_before_its_labels(first, second, shared):
     assert batch["labels"].tolist() == [[*labels, first[3], *labels[shared:], second[3]]]
 
 
-@pytest.mark.parametrize("window", [512, 64], ids=["within Gemma's window", "beyond it"])
-def test_loss_and_gradients_are_those_of_the_rows_one_by_one(trainer, monkeypatch, window):
+@pytest.mark.parametrize(
+    ("window", "long", "alike"),
+    [(512, 512, True), (64, 512, True), (64, 200, True), (512, 512, False)],
+    ids=["within Gemma's window", "beyond it", "long rows", "nothing alike"],
+)
+def test_loss_and_gradients_are_those_of_the_rows_one_by_one(trainer, monkeypatch, window, long, alike):
     model, features = trainer.model, list(trainer.train_dataset)
+    if not alike:
+        features[1]["input_ids"][0] += 1
+    monkeypatch.setattr(cpu_steps, "LONG", long)
     monkeypatch.setattr(model.config, "sliding_window", window)
     for layer in model.get_decoder().layers:
         if layer.self_attn.sliding_window:
@@ -115,19 +122,37 @@ def test_settings_that_need_the_usual_steps_get_them(loaded, root, tmp_path, set
     assert not isinstance(trainer.get_train_dataloader().collate_fn, PackedRows)
 
 
+def test_every_adapted_layer_norm_and_the_head_s_loss_are_the_faster_ones(trainer):
+    from unsloth_zoo.cpu import ops
+
+    forwards = [forward.func for _, forward in trainer.compute_loss.__self__.forwards]
+    assert forwards.count(cpu_steps._adapt) == 7 * 18 and forwards.count(cpu_steps._normalize) == 6 * 18 + 1
+    assert ops._ChunkedLinearCrossEntropy.forward.__module__ == cpu_steps.__name__
+
+
+@pytest.mark.parametrize(("dtype", "rel"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("sure", [0, 3], ids=["a guess", "a sure answer"])
-def test_the_head_s_loss_is_the_one_of_all_logits(loaded, sure):
+def test_the_head_s_loss_is_the_one_of_all_logits(loaded, sure, dtype, rel):
     from unsloth_zoo.cpu import ops
 
     torch.manual_seed(0)
-    hidden, weight, labels = torch.randn(21, 16), torch.randn(50, 16), torch.arange(21)
+    hidden, weight, labels = torch.randn(21, 16), torch.randn(50, 16).to(dtype), torch.arange(21)
     hidden[:sure] = 3 * weight[:sure]
-    hidden.requires_grad_()
+    hidden = hidden.to(dtype).requires_grad_()
     loss = ops._ChunkedLinearCrossEntropy.apply(hidden, weight, labels, 21.0, 10, -100)
-    assert loss.item() == pytest.approx(cross_entropy(hidden @ weight.T, labels).item(), rel=1e-6)
-    (found,) = torch.autograd.grad(2 * loss, hidden)
-    (wanted,) = torch.autograd.grad(2 * cross_entropy(hidden @ weight.T, labels), hidden)
-    assert torch.allclose(found, wanted, atol=1e-7)
+    exact = cross_entropy(hidden.float() @ weight.float().T, labels)
+    assert loss.item() == pytest.approx(exact.item(), rel=rel)
+    (found,), (wanted,) = torch.autograd.grad(2 * loss, hidden), torch.autograd.grad(2 * exact, hidden)
+    assert (found - wanted).norm() < rel * wanted.norm()
+
+
+def test_training_that_fails_leaves_no_memory_kept(trainer, monkeypatch):
+    calls = []
+    monkeypatch.setattr(cpu_steps, "keep_freed_memory", calls.append)
+    monkeypatch.setattr(trainer.compute_loss.__self__, "run", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert calls == [True, False] and not cpu_steps._LOGITS
 
 
 def test_a_head_that_is_tuned_and_rows_without_labels_are_left_to_unsloth():

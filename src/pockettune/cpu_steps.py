@@ -5,13 +5,15 @@ from itertools import takewhile
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from torch.nn.functional import softplus
-from transformers import TrainerCallback
+from torch.nn.functional import scaled_dot_product_attention, softplus
 
 from pockettune.environment import keep_freed_memory
 from pockettune.graphs import project_heads, using
 
+# Rows of more tokens get torch's attention kernel: slower, but it keeps no scores for the backward pass.
+LONG = 512
 PIECE = 8  # rows of logits of 262k words, in float32: as much as a cache holds
+_LOGITS: dict[tuple[int, int], torch.Tensor] = {}  # memory for them, by its shape, while a trainer trains
 
 
 class PackedRows:
@@ -37,11 +39,11 @@ class PackedRows:
         return packed | {"parts": torch.tensor([shared, *(len(row) - shared for row in tokens)])}
 
 
-class PackedSteps(TrainerCallback):
+class PackedSteps:
     """Let a trainer's steps run over `PackedRows`: its usual loss, but for attention, which sees row by row.
 
-    An adapted layer and a norm are one autograd function each, and freed memory is kept until training ends. Evaluation
-    and prediction keep their own batches.
+    An adapted layer and a norm are one autograd function each, and freed memory is kept while `train` runs. Evaluation and
+    prediction keep their own batches.
     """
 
     def __init__(self, trainer):
@@ -51,8 +53,8 @@ class PackedSteps(TrainerCallback):
         adapted = [m for m in backbone.modules() if isinstance(m, LoraLinear) and _plain(m)]
         norms = [m for m in backbone.modules() if type(m) is type(backbone.norm) and not m.weight.requires_grad]
         self.forwards = [*((m, partial(_adapt, m)) for m in adapted), *((m, partial(_normalize, m)) for m in norms)]
-        trainer.compute_loss, trainer.get_train_dataloader = self.loss, self.loader
-        trainer.add_callback(self)
+        self.run = trainer.train
+        trainer.compute_loss, trainer.get_train_dataloader, trainer.train = self.loss, self.loader, self.train
 
     def loader(self):
         usual, self.trainer.data_collator = self.trainer.data_collator, PackedRows()
@@ -74,11 +76,13 @@ class PackedSteps(TrainerCallback):
         with using([*attend, *self.forwards]):
             return self.compute(model, inputs, *args, **kwargs)
 
-    def on_train_begin(self, *_, **__):
+    def train(self, *args, **kwargs):
         keep_freed_memory(True)
-
-    def on_train_end(self, *_, **__):
-        keep_freed_memory(False)
+        try:
+            return self.run(*args, **kwargs)
+        finally:
+            _LOGITS.clear()
+            keep_freed_memory(False)
 
 
 def _attend(attention, hidden_states, position_embeddings, parts, mask, **_):
@@ -90,9 +94,15 @@ def _attend(attention, hidden_states, position_embeddings, parts, mask, **_):
     for i, (own, count) in enumerate(zip(queries, parts, strict=True)):
         k, v = (keys[0], values[0]) if i == 0 else (torch.cat((s[0], s[i]), 1) for s in (keys, values))
         length = k.shape[1]
-        scores = _Scores.apply(own.flatten(1, 2), k).unflatten(1, (groups, count))
-        shares = (scores + mask[length - count : length, :length]).softmax(-1).to(v.dtype)
-        found.append((shares.flatten(1, 2) @ v).view(-1, count, width))
+        seen = mask[length - count : length, :length]
+        if length > LONG:
+            states = own.flatten(0, 1), k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+            states = (part[None] for part in states)  # with three dimensions torch would keep the scores too
+            found.append(scaled_dot_product_attention(*states, attn_mask=seen.to(v.dtype), scale=1.0)[0])
+        else:
+            scores = _Scores.apply(own.flatten(1, 2), k).unflatten(1, (groups, count))
+            shares = (scores + seen).softmax(-1).to(v.dtype)
+            found.append((shares.flatten(1, 2) @ v).view(len(query), count, width))
     return attention.o_proj(torch.cat(found, 1).transpose(0, 1).reshape(1, -1, len(query) * width)), None
 
 
@@ -113,11 +123,13 @@ class _Scores(torch.autograd.Function):
 
 
 def _plain(layer) -> bool:
-    """Whether an adapted layer is one sum of products: one plain adapter, no dropout, no bias."""
+    """Whether an adapted layer is one sum of products: one plain adapter, no dropout, no bias, and nothing else is tuned."""
     names, base = layer.active_adapters, layer.get_base_layer()
     return (
         len(names) == 1
+        and names[0] in layer.lora_A
         and not layer.lora_variant
+        and not base.weight.requires_grad
         and isinstance(layer.lora_dropout[names[0]], torch.nn.Identity)
         and type(base) is torch.nn.Linear
         and base.bias is layer.lora_B[names[0]].bias is None
@@ -178,18 +190,17 @@ def head_loss(usual):
 
     Tuned heads and rows without labels are left to `usual`.
     """
-    kept = {}
 
     def forward(ctx, hidden, weight, labels, divisor, chunk_rows, ignore_index):
         if weight.requires_grad or (labels == ignore_index).any():
             return usual(ctx, hidden, weight, labels, divisor, chunk_rows, ignore_index)
         shape = chunk_rows, len(weight)
-        if kept.get("logits", hidden).shape != shape or kept["logits"].dtype != weight.dtype:
-            kept["logits"] = torch.empty(shape, dtype=weight.dtype)
+        if shape not in _LOGITS or _LOGITS[shape].dtype != weight.dtype:
+            _LOGITS[shape] = torch.empty(shape, dtype=weight.dtype)
         states, total = hidden.to(weight.dtype), torch.zeros(())
         gradient = torch.empty_like(states)
         for some, targets, back in zip(*(t.split(chunk_rows) for t in (states, labels, gradient)), strict=True):
-            logits = torch.mm(some, weight.T, out=kept["logits"][: len(some)])
+            logits = torch.mm(some, weight.T, out=_LOGITS[shape][: len(some)])
             for piece, target in zip(logits.split(PIECE), targets[:, None].split(PIECE), strict=True):
                 scores = piece.float()  # of float32 no copy
                 scores.sub_(scores.amax(-1, keepdim=True))

@@ -179,11 +179,11 @@ def prepare_unsloth() -> None:
 
 
 def keep_freed_memory(keep: bool) -> None:
-    """Let glibc keep the memory that tensors free, for the next ones, or give it back to the system, now and later.
+    """Let glibc keep the memory that is freed, in blocks of up to 32 MB, or give it back to the system, now and later.
 
     Fresh pages cost a tenth to a quarter of a training step on a CPU; kept, they would grow a long job of many threads.
     """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # not every libc has it
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # not every libc has it
         libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: the largest block of the heap, where glibc's own adjusting ends
         libc.mallopt(-1, -1 if keep else 64 << 20)  # M_TRIM_THRESHOLD
         if not keep:

@@ -140,9 +140,10 @@ def _complete_cpu_backend() -> None:
 
         from pockettune.cpu_steps import head_loss
 
-        if "gemma3_text" not in ops._CHUNKED_CE_MODEL_TYPES:
-            ops._CHUNKED_CE_MODEL_TYPES |= {"gemma3_text"}
-            ops._ChunkedLinearCrossEntropy.forward = head_loss(ops._ChunkedLinearCrossEntropy.forward)
+        ops._CHUNKED_CE_MODEL_TYPES |= {"gemma3_text"}
+        loss = ops._ChunkedLinearCrossEntropy
+        if loss.forward.__module__ == ops.__name__:  # not wrapped yet
+            loss.forward = head_loss(loss.forward)
 
 
 def _fuse_norms(model) -> None:
