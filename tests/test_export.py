@@ -11,7 +11,8 @@ import qwen3
 import torch
 from gguf import GGUFReader
 
-from pockettune import check_export, export, export_gguf, export_gguf_adapter, generate, load_rows, merge, save_model
+import pockettune as pt
+from pockettune import export, gguf_files, load_rows, merge
 from pockettune.evaluation import score_completions
 from pockettune.generation import render
 from pockettune.llamacpp import complete, serve
@@ -47,7 +48,7 @@ def tuned(loaded):
 
 @pytest.fixture(scope="module")
 def answers(tuned, prompts):
-    return generate(*tuned, prompts, max_new_tokens=TOKENS)
+    return pt.generate(*tuned, prompts, max_new_tokens=TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def same(answers, rows):
 
 def gate(file, tuned, rows, same, answers, reference=None, **options):
     reference = reference or score_completions(answers, [True] * len(rows), rows, same)
-    return check_export(file, tuned[1], rows, same, reference, max_new_tokens=TOKENS, **options)
+    return pt.check_export(file, tuned[1], rows, same, reference, max_new_tokens=TOKENS, **options)
 
 
 def test_a_merged_folder_is_an_ordinary_model(merged, loaded, prompts):
@@ -107,7 +108,7 @@ def card(tmp_path_factory):
 
 
 def test_a_file_passes_the_gate_and_the_card_gains_a_line(merged, tuned, rows, prompts, same, answers, card, tmp_path):
-    file = export_gguf(merged, tmp_path / "roast.gguf", run_card=card, example=prompts[0])
+    file = pt.export_gguf(merged, tmp_path / "roast.gguf", run_card=card, example=prompts[0])
     between = score_completions(answers[:3] + ["other"], [False] * 4, rows, same)
     table = gate(file, tuned, rows, same, answers, run_card=card, merged=between)
     assert list(table.columns) == ["tuned", "merged", "exported", "gain"]
@@ -131,16 +132,16 @@ def test_a_file_passes_the_gate_and_the_card_gains_a_line(merged, tuned, rows, p
 
 
 def test_a_file_of_k_quants_begins_as_the_model_does(merged, tuned, prompts, answers, tmp_path):
-    file = export_gguf(merged, tmp_path / "roast.gguf", "q4_k_m")
+    file = pt.export_gguf(merged, tmp_path / "roast.gguf", "q4_k_m")
     first = [text.split()[0] for text, _ in complete(file, tuned[1], prompts, 8)]
     alike = sum(a == b.split()[0] for a, b in zip(first, answers, strict=True))
     assert alike >= 2 and file.stat().st_size < 260e6
 
 
 def without_a_layer(monkeypatch):
-    whole = export._tensors
+    whole = gguf_files._tensors
     monkeypatch.setattr(
-        export,
+        gguf_files,
         "_tensors",
         lambda *a: ((n, 0 * t if n == "model.layers.9.mlp.down_proj.weight" else t) for n, t in whole(*a)),
     )
@@ -180,7 +181,7 @@ def relabelled(monkeypatch, token: int):
 )
 def test_a_damaged_file_is_refused(damage, reason, merged, tuned, rows, same, answers, tmp_path, monkeypatch):
     damage(monkeypatch)
-    file = export_gguf(merged, tmp_path / "roast.gguf", "bf16")
+    file = pt.export_gguf(merged, tmp_path / "roast.gguf", "bf16")
     with pytest.raises(ValueError, match=reason):
         gate(file, tuned, rows, same, answers)
     assert not file.exists() and (tmp_path / "roast.gguf.refused").is_file()
@@ -205,23 +206,23 @@ def test_what_is_not_the_files_fault_leaves_the_file(tuned, rows, same, answers,
 
 @pytest.fixture(scope="module")
 def base(embedded_folder, tmp_path_factory):
-    return export_gguf(embedded_folder, tmp_path_factory.mktemp("base") / "base.gguf", "bf16")
+    return pt.export_gguf(embedded_folder, tmp_path_factory.mktemp("base") / "base.gguf", "bf16")
 
 
 def test_an_adapter_over_the_base_model_passes_the_gate_and_one_of_nothing_is_refused(
     tuned, base, rows, same, answers, tmp_path, monkeypatch
 ):
-    folder, card = save_model(*tuned, tmp_path / "model"), tmp_path / "run_card.json"
-    adapter = export_gguf_adapter(folder, tmp_path / "adapter.gguf")
+    folder, card = pt.save_model(*tuned, tmp_path / "model"), tmp_path / "run_card.json"
+    adapter = pt.export_gguf_adapter(folder, tmp_path / "adapter.gguf")
     card.write_text("{}")
     gate(base, tuned, rows, same, answers, adapter=adapter, run_card=card)
     (line,) = json.loads(card.read_text())["exports"]
     assert line["file"] == "adapter.gguf" and line["over"] == "base.gguf" and line["bytes"] == adapter.stat().st_size
     assert line["same_text"] >= 3
 
-    whole = export._tensors
-    monkeypatch.setattr(export, "_tensors", lambda *a: ((name, 0 * tensor) for name, tensor in whole(*a)))
-    nothing = export_gguf_adapter(folder, tmp_path / "nothing.gguf")
+    whole = gguf_files._tensors
+    monkeypatch.setattr(gguf_files, "_tensors", lambda *a: ((name, 0 * tensor) for name, tensor in whole(*a)))
+    nothing = pt.export_gguf_adapter(folder, tmp_path / "nothing.gguf")
     with pytest.raises(ValueError, match="nothing.gguf is worse than the tuned model: same lost 100"):
         gate(base, tuned, rows, same, answers, adapter=nothing)
     assert base.is_file() and not nothing.exists() and (tmp_path / "nothing.gguf.refused").is_file()
@@ -230,7 +231,9 @@ def test_an_adapter_over_the_base_model_passes_the_gate_and_one_of_nothing_is_re
 def test_generate_takes_a_file_and_a_grammar(base, tuned, root):
     held_out = load_rows(root / "data/complaints_eval.jsonl", 3)
     asked = [complaints.to_example(row)["prompt"] for row in held_out]
-    found = generate(base, tuned[1], asked, grammar=[complaints.grammar(row) for row in held_out], max_new_tokens=200)
+    found = pt.generate(
+        base, tuned[1], asked, grammar=[complaints.grammar(row) for row in held_out], max_new_tokens=200
+    )
     for answer, row in zip(found, held_out, strict=True):
         assert complaints.score(answer, {**row, "output": answer})["grounded"] == 1
 
@@ -240,7 +243,7 @@ def test_the_file_cuts_texts_as_the_model_does(kind, goldens, merged, tmp_path):
     import requests
 
     folder = merged if kind == "gemma3" else qwen3.write(tmp_path / "tiny", qwen3.TINY)
-    file = export_gguf(folder, tmp_path / "file.gguf", "q8_0")
+    file = pt.export_gguf(folder, tmp_path / "file.gguf", "q8_0")
     server, session = serve(file, slots=1, tokens=256), requests.Session()
     session.trust_env = False
 
@@ -258,8 +261,8 @@ def test_qwen3_answers_as_in_memory(tmp_path, root):
     tokenizer, model = qwen3.tokenizer(), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     held_out = load_rows(root / "data/complaints_eval.jsonl", 3)
     asked = [complaints.to_example(row)["prompt"] for row in held_out]
-    here = generate(model, tokenizer, asked, max_new_tokens=12)
-    there = generate(export_gguf(folder, tmp_path / "tiny.gguf", "bf16"), tokenizer, asked, max_new_tokens=12)
+    here = pt.generate(model, tokenizer, asked, max_new_tokens=12)
+    there = pt.generate(pt.export_gguf(folder, tmp_path / "tiny.gguf", "bf16"), tokenizer, asked, max_new_tokens=12)
     assert sum(a == b for a, b in zip(here, there, strict=True)) >= 2
     assert (
         "<think>\n\n</think>" in render(tokenizer, asked[0]) and "</think>" in (tmp_path / "tiny.Modelfile").read_text()
@@ -268,18 +271,18 @@ def test_qwen3_answers_as_in_memory(tmp_path, root):
 
 def test_what_cannot_be_written_is_said(merged, loaded, prompts, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no quantization 'q3': choose one of f16, bf16, q8_0, q4_k_m"):
-        export_gguf(merged, tmp_path / "a.gguf", "q3")
+        pt.export_gguf(merged, tmp_path / "a.gguf", "q3")
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileExistsError, match="exists and holds no model"):
         merge(*loaded, tmp_path / "mine", prompts)
     (tmp_path / "mine").rmdir()
     with pytest.raises(FileNotFoundError, match="no GGUF file"):
-        generate(tmp_path / "none.gguf", loaded[1], prompts)
+        pt.generate(tmp_path / "none.gguf", loaded[1], prompts)
     with pytest.raises(FileNotFoundError, match="no GGUF file config.json"):
-        generate(merged / "config.json", loaded[1], prompts)
+        pt.generate(merged / "config.json", loaded[1], prompts)
     monkeypatch.setattr(
         gguf.GGUFWriter, "write_tensors_to_file", lambda self: (_ for _ in ()).throw(OSError("disk full"))
     )
     with pytest.raises(OSError, match="disk full"):
-        export_gguf(merged, tmp_path / "a.gguf", "bf16")
+        pt.export_gguf(merged, tmp_path / "a.gguf", "bf16")
     assert list(tmp_path.iterdir()) == []
