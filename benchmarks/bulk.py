@@ -2,7 +2,8 @@
 
 python benchmarks/bulk.py write FILE N                       N invented complaints for it (wants requirements-dev.txt)
 python benchmarks/bulk.py FILE MODEL [--task NAME] [--seconds S] [--shard-rows N] [--alone M]
-                            read it for S seconds (300) with a folder or a GGUF file, then M rows (8) one by one
+                            read it for S seconds (300) with a folder or a GGUF file, then M rows (8) one by one, by the
+                            same model in memory
 """
 
 import argparse
@@ -67,7 +68,7 @@ def alone(file: str, model: str, task: str, n: int) -> None:
     from pockettune.generation import render, stop_ids
 
     to_example = import_module(f"pockettune.tasks.{task}").to_example
-    model, tokenizer = pt.load_model(model, max_seq_length=1024)
+    model, tokenizer = pt.load_model(model, max_seq_length=1024, lora_r=0)
     for i, row in enumerate(pt.load_rows(file, n + 1)):
         if i == 1:
             started = time.time()  # the first pays for what is made once
@@ -90,8 +91,9 @@ def main() -> None:
     parser.add_argument("--alone", type=int, default=8)
     options = parser.parse_args()
     read(options.file, options.model, options.task, options.seconds, options.shard_rows)
-    if options.alone and not options.model.endswith(".gguf"):
-        alone(options.file, options.model, options.task, options.alone)
+    if options.alone:
+        whole = Path(options.model).with_name("merged") if options.model.endswith(".gguf") else options.model
+        alone(options.file, str(whole), options.task, options.alone)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@
 #
 # **By the end you will have** a model of your own, its answers beside those of the model you began with, scores on
 # runs it never saw, and one file that a phone can open. It takes a few minutes on a GPU (made for a free Colab T4) and, with the
-# smaller settings of `make roast`, about seven minutes on two CPU cores.
+# smaller settings of `make roast`, three to six minutes on two CPU cores.
 
 # %% [markdown]
 # ## Setup
@@ -284,4 +284,5 @@ else:
 # %%
 newest = {"input": strava.read_export(strava_export)[-1]}
 print("\n".join(roast.describe(newest["input"])), "\n")
-print(pt.generate(reloaded, tokenizer, [roast.to_example(newest)["prompt"]], max_new_tokens=max_new_tokens)[0])
+verdict = pt.generate(reloaded, tokenizer, [roast.to_example(newest)["prompt"]], max_new_tokens=max_new_tokens)[0]
+print(verdict, roast.objection(verdict, newest) or "checked: every number follows from the run", sep="\n\n")

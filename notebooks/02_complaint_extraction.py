@@ -27,7 +27,7 @@
 # **By the end you will have** a tuned model, its scores beside the untuned model's and a set of regular expressions',
 # by kind of mess, and one file that a phone can open. It is set for Qwen3-0.6B on a free Colab T4, which was not measured: the
 # scores and times in the README are of Gemma 3 270M, which needs no model hub. `make complaints` runs that on two CPU
-# cores in about nine minutes, `make complaints-gpu` on a GPU. The model and its settings are parameters.
+# cores in five to eight minutes, `make complaints-gpu` on a GPU. The model and its settings are parameters.
 
 # %% [markdown]
 # ## Setup

@@ -86,7 +86,9 @@ def test_loss_and_gradients_are_those_of_the_rows_one_by_one(trainer, monkeypatc
     assert (together - apart).norm() < 1e-4 * apart.norm()
 
 
-def test_batches_that_are_added_up_step_as_usual_ones_do(loaded, root, tmp_path, monkeypatch):
+@pytest.mark.parametrize("long", [512, 100], ids=["short rows", "long rows"])
+def test_batches_that_are_added_up_step_as_usual_ones_do(loaded, root, tmp_path, monkeypatch, long):
+    monkeypatch.setattr(cpu_steps, "LONG", long)
     rows = to_dataset(load_rows(root / "data/strava_roasts.jsonl", 4), roast.to_example)
     settings = {
         "per_device_train_batch_size": 2,
@@ -148,11 +150,12 @@ def test_the_head_s_loss_is_the_one_of_all_logits(loaded, sure, dtype, rel):
 
 def test_training_that_fails_leaves_no_memory_kept(trainer, monkeypatch):
     calls = []
+    cpu_steps._memory(1, 1, torch.float32)
     monkeypatch.setattr(cpu_steps, "keep_freed_memory", calls.append)
     monkeypatch.setattr(trainer.compute_loss.__self__, "run", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.train()
-    assert calls == [True, False] and not cpu_steps._LOGITS
+    assert calls == [True, False] and not cpu_steps._memory.cache_info().currsize
 
 
 def test_a_head_that_is_tuned_and_rows_without_labels_are_left_to_unsloth():
@@ -164,17 +167,21 @@ def test_a_head_that_is_tuned_and_rows_without_labels_are_left_to_unsloth():
     assert len(calls) == 2
 
 
-def test_layers_with_dropout_or_two_adapters_stay_as_they_are(trainer, monkeypatch):
+def test_layers_with_dropout_two_adapters_or_a_tuned_weight_stay_as_they_are(trainer, monkeypatch):
     layer = trainer.model.get_decoder().layers[0].mlp.up_proj
     assert _plain(layer)
     monkeypatch.setitem(layer.lora_dropout._modules, "default", torch.nn.Dropout(0.1))
     assert not _plain(layer)
     monkeypatch.undo()
-    monkeypatch.setattr(layer, "_active_adapter", ["default", "other"])
+    for names in (["default", "other"], ["other"]):
+        monkeypatch.setattr(layer, "_active_adapter", names)
+        assert not _plain(layer)
+    monkeypatch.undo()
+    monkeypatch.setattr(layer.get_base_layer().weight, "requires_grad", True)
     assert not _plain(layer)
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc's")
 def test_freed_memory_is_kept_and_given_back():
     """In a process of its own, since the heap of this one is in use."""
     code = """

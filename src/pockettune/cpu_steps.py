@@ -1,6 +1,6 @@
 """Training steps on a CPU, which pays for every token and every pass over memory."""
 
-from functools import partial
+from functools import cache, partial
 from itertools import takewhile
 
 import torch
@@ -13,7 +13,6 @@ from pockettune.graphs import project_heads, using
 # Rows of more tokens get torch's attention kernel: slower, but it keeps no scores for the backward pass.
 LONG = 512
 PIECE = 8  # rows of logits of 262k words, in float32: as much as a cache holds
-_LOGITS: dict[tuple[int, int], torch.Tensor] = {}  # memory for them, by its shape, while a trainer trains
 
 
 class PackedRows:
@@ -68,7 +67,8 @@ class PackedSteps:
             return self.compute(model, inputs, *args, **kwargs)
         parts = inputs.pop("parts").tolist()
         longest = parts[0] + max(parts[1:])
-        later = torch.full((longest, longest), -torch.inf).triu(1)
+        # In the model's type, which torch's kernel wants: of others each layer would keep a copy.
+        later = torch.full((longest, longest), -torch.inf, dtype=self.trainer.model.dtype).triu(1)
         masks = {None: later}
         for window in {a.sliding_window for a in self.attentions} - {None}:
             masks[window] = later + torch.full_like(later, -torch.inf).tril(-window)
@@ -81,7 +81,7 @@ class PackedSteps:
         try:
             return self.run(*args, **kwargs)
         finally:
-            _LOGITS.clear()
+            _memory.cache_clear()
             keep_freed_memory(False)
 
 
@@ -96,8 +96,9 @@ def _attend(attention, hidden_states, position_embeddings, parts, mask, **_):
         length = k.shape[1]
         seen = mask[length - count : length, :length]
         if length > LONG:
-            states = own.flatten(0, 1), k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
-            states = (part[None] for part in states)  # with three dimensions torch would keep the scores too
+            # Views, and of four dimensions: of copies, and of three, torch would keep more for the backward pass.
+            states = own, *(s[:, None].expand(-1, groups, -1, -1) for s in (k, v))
+            states = (part.flatten(0, 1)[None] for part in states)
             found.append(scaled_dot_product_attention(*states, attn_mask=seen.to(v.dtype), scale=1.0)[0])
         else:
             scores = _Scores.apply(own.flatten(1, 2), k).unflatten(1, (groups, count))
@@ -185,6 +186,12 @@ class _Normalized(torch.autograd.Function):
         return back.addcmul_(normed, along, value=-1).mul_(factor).to(gradient.dtype), None, None
 
 
+@cache
+def _memory(rows: int, words: int, dtype: torch.dtype) -> torch.Tensor:
+    """Memory for the logits of one chunk, kept from step to step."""
+    return torch.empty(rows, words, dtype=dtype)
+
+
 def head_loss(usual):
     """Wrap the forward pass of Unsloth's chunked cross entropy: the same sums, piece by piece in the cache, in memory that is kept.
 
@@ -194,13 +201,10 @@ def head_loss(usual):
     def forward(ctx, hidden, weight, labels, divisor, chunk_rows, ignore_index):
         if weight.requires_grad or (labels == ignore_index).any():
             return usual(ctx, hidden, weight, labels, divisor, chunk_rows, ignore_index)
-        shape = chunk_rows, len(weight)
-        if shape not in _LOGITS or _LOGITS[shape].dtype != weight.dtype:
-            _LOGITS[shape] = torch.empty(shape, dtype=weight.dtype)
         states, total = hidden.to(weight.dtype), torch.zeros(())
         gradient = torch.empty_like(states)
         for some, targets, back in zip(*(t.split(chunk_rows) for t in (states, labels, gradient)), strict=True):
-            logits = torch.mm(some, weight.T, out=_LOGITS[shape][: len(some)])
+            logits = torch.mm(some, weight.T, out=_memory(chunk_rows, len(weight), weight.dtype)[: len(some)])
             for piece, target in zip(logits.split(PIECE), targets[:, None].split(PIECE), strict=True):
                 scores = piece.float()  # of float32 no copy
                 scores.sub_(scores.amax(-1, keepdim=True))

@@ -14,8 +14,17 @@ from pathlib import Path
 
 from pockettune import litert, llamacpp
 from pockettune.evaluation import Result, compare, evaluate, intervals, score_completions, summarize
-from pockettune.generation import autocast, generate, merged_weights, plain_lora, render, stop_ids
-from pockettune.gguf_files import export_gguf, export_gguf_adapter, turn_end, unthinking_template
+from pockettune.generation import (
+    autocast,
+    generate,
+    merged_weights,
+    plain_lora,
+    render,
+    stop_ids,
+    turn_end,
+    unthinking_template,
+)
+from pockettune.gguf_files import export_gguf, export_gguf_adapter
 from pockettune.models import load_model, locate, model_folder
 from pockettune.rows import file_digest, load_rows, write_text
 

@@ -22,6 +22,20 @@ def render(tokenizer, prompt: list[dict], completion: list[dict] | None = None) 
     return tokenizer.apply_chat_template([*prompt, *completion], **options)
 
 
+def unthinking_template(tokenizer) -> str:
+    """The chat template with thinking off, also for programs that do not know the switch."""
+    template = tokenizer.chat_template
+    off = "{%- set enable_thinking = false %}"
+    return off + template if "enable_thinking" in template and off not in template else template
+
+
+def turn_end(tokenizer) -> int:
+    """The token that ends an answer in the chat template."""
+    asked = [{"role": "user", "content": "x"}]
+    turn = render(tokenizer, asked, [{"role": "assistant", "content": "y"}])[len(render(tokenizer, asked)) :]
+    return tokenizer(turn, add_special_tokens=False)["input_ids"][1]
+
+
 def stop_ids(model) -> list[int]:
     """The token ids that end an answer."""
     ids = model.generation_config.eos_token_id

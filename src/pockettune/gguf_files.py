@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pockettune import embedded
-from pockettune.generation import render
+from pockettune.generation import render, turn_end, unthinking_template
 from pockettune.models import locate
 from pockettune.rows import write_text
 
@@ -216,20 +216,6 @@ def _write_vocabulary(writer, folder: Path, config: dict, tokenizer) -> None:
     writer.add_bos_token_id(tokenizer.bos_token_id if gemma else tokenizer.pad_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_chat_template(unthinking_template(tokenizer))
-
-
-def unthinking_template(tokenizer) -> str:
-    """The chat template with thinking off, also for programs that do not know the switch."""
-    template = tokenizer.chat_template
-    off = "{%- set enable_thinking = false %}"
-    return off + template if "enable_thinking" in template and off not in template else template
-
-
-def turn_end(tokenizer) -> int:
-    """The token that ends an answer in the chat template."""
-    asked = [{"role": "user", "content": "x"}]
-    turn = render(tokenizer, asked, [{"role": "assistant", "content": "y"}])[len(render(tokenizer, asked)) :]
-    return tokenizer(turn, add_special_tokens=False)["input_ids"][1]
 
 
 def _matrix_type(name: str, shape: tuple, quantization: str, layers: int):
