@@ -72,7 +72,7 @@ model_name: str = "Qwen/Qwen3-0.6B"  # a hub name, a folder, or "embedded/gemma-
 model_type: str = "qwen3"  # or "gemma3_text"; precision depends on it
 task_name: str = "complaints"  # or "complaints_twice", with the text twice in the prompt, better in long runs
 train_file: str = "data/complaints.jsonl"  # rows to learn from; .jsonl, .json, .csv or .parquet
-eval_file: str = "data/complaints_eval.jsonl"  # rows of another hand, to be judged on
+eval_file: str = "data/complaints_eval.jsonl"  # rows of another hand, to be judged on; empty: a tenth of the others
 text_column: str = "input"  # where these files have the text
 answer_column: str = "output"  # where they have the answer, as JSON; or columns named as the four fields
 own_file: str = "data/complaints_own.csv"  # complaints of your own to be read, without answers
@@ -117,7 +117,10 @@ environment = pt.preflight(allow_cpu=True, model_type=model_type)
 complaints = import_module(f"pockettune.tasks.{task_name}")
 read = partial(complaints.read, text=text_column, answer=answer_column)
 rows = pt.load_rows(train_file, train_rows, read)
-held_out = pt.load_rows(eval_file, -1, read)
+if eval_file:
+    held_out = pt.load_rows(eval_file, -1, read)
+else:
+    rows, held_out = pt.split_rows(rows, seed=seed, group=lambda row: row["input"])
 if 0 < eval_rows < len(held_out):
     held_out = random.Random(seed).sample(held_out, eval_rows)
 print(len(rows), "rows to learn from,", len(held_out), "to be judged on\n")
@@ -346,7 +349,8 @@ costs.round(2)
 # Google's, and are sent nowhere else. The cell shows the first answers: clear its output before you share the notebook.
 # Each answer is written beside its text; one that was cut off at `max_new_tokens` has no fields. To tune on labelled
 # rows of your own, give `train_file` and `eval_file` with the columns text, name, address, email and question, an empty
-# cell for null and each value exactly as the text has it, and set `text_column`.
+# cell for null and each value exactly as the text has it, and set `text_column`. With one file only leave `eval_file` empty: a tenth
+# of its rows is then held out. Rows of the same hand flatter a model.
 
 # %%
 own = pt.load_rows(own_file, -1, partial(complaints.read, text=own_text_column, answer=None))

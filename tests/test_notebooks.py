@@ -2,9 +2,12 @@
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import jupytext
@@ -14,6 +17,8 @@ import pytest
 import qwen3
 import yaml
 from endpoint import Server
+
+import pockettune
 
 TUNING = ["Setup", "Parameters", "Look at the rows", "Ask the base model first", "From rows to training examples"]
 TUNING += ["Fine-tune", "Ask again", "Take it with you", "What we learned"]
@@ -165,6 +170,20 @@ def test_nothing_personal_reaches_the_executed_notebook(executed):
     assert str(Path.home()) + "/" not in shown and sys.prefix not in shown, "a path of this machine"
     assert "UserWarning" not in shown
     assert not [cell for cell in executed["notebook"].cells if "traceback" in json.dumps(cell).lower()]
+
+
+def test_one_labelled_file_is_enough(root, monkeypatch):
+    """Without rows to be judged on, the complaints' notebook holds out a tenth of the others."""
+    monkeypatch.chdir(root)
+    cells = nbformat.read(root / "notebooks/02_complaint_extraction.ipynb", as_version=4).cells
+    (settings,) = (cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    (look,) = (cell.source for cell in cells if cell.cell_type == "code" and "split_rows" in cell.source)
+    found = {"pt": pockettune, "import_module": import_module, "partial": partial, "random": random}
+    exec(settings, found)
+    found |= {"eval_file": "", "train_rows": 50}
+    exec(look, found)
+    assert len(found["rows"]) == 45 and len(found["held_out"]) == 5
+    assert not {row["input"] for row in found["rows"]} & {row["input"] for row in found["held_out"]}
 
 
 def test_a_file_is_read_to_the_end(root, tmp_path, monkeypatch):
