@@ -126,8 +126,9 @@ class Extractor:
         if self.model is None:
             return [(self.task.by_rules(row), None) for row in rows]
         room, answers = self.max_seq_length - self.max_new_tokens, {}
-        for i, row in enumerate(rows):
-            length = len(self.tokenizer(self._render(row), add_special_tokens=False)["input_ids"])
+        asked = [self._render(row) for row in rows]
+        tokenized = self.tokenizer(asked, add_special_tokens=False)["input_ids"] if asked else []
+        for i, length in enumerate(map(len, tokenized)):
             if length > room:
                 answers[i] = None, f"too long: {length} tokens, at most {room} fit"
         fit = [i for i in range(len(rows)) if i not in answers]
