@@ -279,7 +279,8 @@ else:
 # `/content/NAME.zip`. Set `strava_export` in the parameters, run that cell and the one below; nothing is tuned again.
 #
 # The export is read on the machine that runs this notebook, on Colab Google's, and is sent nowhere else. The cell
-# shows your newest run: clear its output before you share the notebook.
+# shows your newest run, the verdict, and what of it does not follow from the run: clear its output before you share the
+# notebook.
 
 # %%
 newest = {"input": strava.read_export(strava_export)[-1]}
