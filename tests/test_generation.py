@@ -1,6 +1,7 @@
 """Answers of the real model: batches equal singles, endings are seen, one <bos>."""
 
 import os
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -80,6 +81,31 @@ def test_our_own_steps_answer_as_transformers_loop_does(loaded, monkeypatch, bef
     assert both() == expected
     monkeypatch.setattr(loaded[0], "generate", generated)
     assert complete(*loaded, prompts, 2, temperature=1.0)[0][1] is True  # what is drawn is left to transformers
+
+
+def test_an_allowed_token_costs_no_mask(loaded, monkeypatch):
+    monkeypatch.setattr(generation, "_recordable", lambda model: True)
+    prompts = [[{"role": "user", "content": text}] for text in TEXTS]
+    free = complete(*loaded, prompts, 9)
+    monkeypatch.setattr(generation._Held, "_masked", None)
+    assert complete(*loaded, prompts, 9, grammar=["start: /(?s:.*)/"] * len(prompts)) == free
+
+
+@pytest.mark.parametrize("recordable", [True, False])
+def test_the_grammars_of_a_batch_are_gone_before_the_next_are_read(loaded, monkeypatch, recordable):
+    alive, before = weakref.WeakSet(), []
+
+    class Counted(generation._Held):
+        def __init__(self, *args):
+            before.append(len(alive))
+            super().__init__(*args)
+            alive.add(self)
+
+    monkeypatch.setattr(generation, "_Held", Counted)
+    monkeypatch.setattr(generation, "_recordable", lambda model: recordable)
+    prompts = [[{"role": "user", "content": text}] for text in TEXTS]
+    complete(*loaded, prompts, 2, batch_size=1, grammar=['start: "Hello"'] * len(prompts))
+    assert before == [0] * len(prompts)
 
 
 def test_sampling_draws_and_greedy_repeats(loaded):

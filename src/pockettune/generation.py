@@ -3,9 +3,9 @@
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 from pockettune.environment import device_precision
@@ -95,6 +95,7 @@ def complete(
 
                     answer, length = None, needed  # what the one before held is free
                     answer = GraphedAnswers(model, min(batch_size, len(prompts)), length)
+                held = None  # a batch's grammars take half a gigabyte: those before go first
                 held = _Held(model, tokenizer, [grammar[i] for i in rows]) if grammar is not None else None
                 batch = {"input_ids": [tokenized[i] for i in rows]}
                 batch = tokenizer.pad(batch, padding_side="left", return_tensors="pt").to(model.device)
@@ -221,10 +222,11 @@ def _fitting(model, tokens: int) -> int:
 
 @lru_cache(maxsize=1)
 def _threads():
-    """Threads that read grammars, and llguidance's own that make masks: new ones for each batch leave malloc's heaps behind."""
+    """Threads that read grammars, and llguidance's own that make masks: few, and for all batches, since glibc keeps a heap for each."""
     from llguidance import LLExecutor
 
-    return ThreadPoolExecutor(os.cpu_count()), LLExecutor(num_threads=os.cpu_count())
+    threads = min(16, os.cpu_count())
+    return ThreadPoolExecutor(threads), LLExecutor(num_threads=threads)
 
 
 @lru_cache(maxsize=1)
@@ -236,7 +238,7 @@ def _vocabulary(tokenizer, size: int, stops: tuple[int, ...]):
 
 
 class _Held:
-    """A logits processor that leaves each row of one batch only the tokens its grammar allows next."""
+    """The grammars of one batch's answers: a logits processor for transformers, and `correct` for `GraphedAnswers`."""
 
     def __init__(self, model, tokenizer, grammars: list[str]):
         import numpy as np
@@ -249,36 +251,67 @@ class _Held:
         self.matchers = readers.map(partial(LLMatcher, _vocabulary(tokenizer, size, tuple(stops))), grammars)
         self.bits = torch.full((len(grammars), -(-size // 32)), -1, dtype=torch.int32, pin_memory=on_gpu)
         self.masks = self.bits.numpy()
+        self.stop = stops[-1]
         self.end = np.zeros_like(self.masks[0])
-        self.end[stops[-1] // 32] = np.uint32(1 << stops[-1] % 32).astype(np.int32)
-        self.live: list[tuple] = []
+        self.end[self.stop // 32] = np.uint32(1 << self.stop % 32).astype(np.int32)
         self.shifts = torch.arange(8, dtype=torch.uint8, device=model.device)
+        self.begun = False
+
+    @cached_property
+    def live(self) -> dict:
+        """Matchers by row; where an answer is whole there is none."""
+        live, self.matchers = dict(enumerate(self.matchers)), None
+        for matcher in live.values():
+            if matcher.is_error():
+                raise ValueError(f"llguidance cannot read the grammar: {matcher.get_error()[:300]}")
+        return live
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only, in this order."""
-        self.bits = self.bits[rows]
-        self.masks = self.bits.numpy()
-        self.live = [(m, rows.index(i)) for m, i in self.live if i in rows]
+        self.live = {i: self.live[row] for i, row in enumerate(rows) if row in self.live}
 
     def __call__(self, input_ids, scores):
-        import torch
-        from llguidance.numpy import consume_token_par, fill_next_token_bitmask_par
+        if self.begun:
+            self._take(enumerate(input_ids[:, -1].tolist()), surely=True)
+        self.begun = True
+        return self._masked(scores, range(len(scores)))
 
-        if self.matchers:
-            self.live, self.matchers = [(matcher, i) for i, matcher in enumerate(self.matchers)], None
-            for matcher, _ in self.live:
-                if matcher.is_error():
-                    raise ValueError(f"llguidance cannot read the grammar: {matcher.get_error()[:300]}")
-        else:
-            last = input_ids[:, -1].tolist()
-            if not all(consume_token_par(self.threads, [(m, last[i]) for m, i in self.live])):
-                raise RuntimeError("a token was drawn that its grammar does not allow: logits of NaN, perhaps")
-        for matcher, i in self.live:
-            if matcher.is_stopped():  # the answer is whole: nothing but its end may follow
-                self.masks[i] = self.end
-        self.live = [(m, i) for m, i in self.live if not m.is_stopped()]
-        if self.live:
-            fill_next_token_bitmask_par(self.threads, self.live, self.masks)
-        octets = self.bits.to(scores.device, non_blocking=True).view(torch.uint8)
+    def correct(self, tokens: list[int], scores) -> list[int]:
+        """Consume each row's likeliest token, or put the likeliest that its grammar allows in its place; returns those rows.
+
+        Almost all are allowed, and to see that costs a thirtieth of a mask.
+        """
+        for row in range(len(tokens)):
+            if row not in self.live:
+                tokens[row] = self.stop
+        if refused := self._take(enumerate(tokens)):
+            for row, token in zip(refused, self._masked(scores[refused], refused).argmax(-1).tolist(), strict=True):
+                tokens[row] = token
+            self._take([(row, tokens[row]) for row in refused], surely=True)
+        return refused
+
+    def _take(self, drawn: Iterable[tuple[int, int]], surely: bool = False) -> list[int]:
+        """Consume a token for each row; returns the rows whose grammars do not allow theirs."""
+        refused = []
+        for row, token in drawn:
+            if matcher := self.live.get(row):
+                if not matcher.try_consume_tokens([token]):
+                    refused.append(row)
+                elif matcher.is_stopped():
+                    del self.live[row]
+        if refused and surely:
+            raise RuntimeError("a token was drawn that its grammar does not allow: logits of NaN, perhaps")
+        return refused
+
+    def _masked(self, scores, rows: Sequence[int]):
+        """Leave each of these rows only the tokens that its grammar allows next, or the end where the answer is whole."""
+        import torch
+        from llguidance.numpy import fill_next_token_bitmask_par
+
+        asked = [(self.live[row], i) for i, row in enumerate(rows) if row in self.live]
+        self.masks[[i for i, row in enumerate(rows) if row not in self.live]] = self.end
+        if asked:
+            fill_next_token_bitmask_par(self.threads, asked, self.masks)
+        octets = self.bits[: len(rows)].to(scores.device, non_blocking=True).view(torch.uint8)
         allowed = (octets[:, :, None] >> self.shifts & 1).view(len(octets), -1)[:, : scores.shape[1]].bool()
         return scores.masked_fill(~allowed, -torch.inf)

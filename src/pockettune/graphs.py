@@ -174,17 +174,22 @@ class GraphedAnswers:
         answers, going = [[] for _ in range(rows)], set(range(rows))
         next_tokens = self.next_tokens[:rows]
         for _ in range(max_new_tokens):
-            if held:
-                logits = held(next_tokens, logits)
             self.token[:rows] = logits.argmax(-1, keepdim=True)
             next_tokens.copy_(self.token[:rows], non_blocking=True)
             if self.copied:
                 self.copied.record()
-            self.step()  # it makes the next logits while the CPU reads these tokens and looks up what may follow
+            asked = logits.clone() if held else None  # the step writes over them
+            self.step()  # it makes the next logits while the CPU reads these tokens
             logits = self.logits[:rows]
             if self.copied:
                 self.copied.synchronize()
-            for row, token in enumerate(next_tokens.flatten().tolist()):
+            tokens = next_tokens.flatten().tolist()
+            if held and (corrected := held.correct(tokens, asked)):
+                self.token[corrected, 0] = torch.tensor([tokens[row] for row in corrected], device=self.token.device)
+                self.cache_position -= 1
+                self.position_ids -= 1
+                self.step()  # once more, in the same place
+            for row, token in enumerate(tokens):
                 answers[row].append(token)
                 if token in stops:
                     going.discard(row)

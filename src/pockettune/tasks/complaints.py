@@ -65,7 +65,8 @@ def grammar(row: dict) -> str:
     A piece is made of the text's characters as JSON writes them, so that no escape is cut in two. `LONGEST` bounds the
     pieces.
     """
-    pieces = json.dumps({"substring_chunks": [_dumps(c)[1:-1] for c in _text(row)]}, ensure_ascii=False)
+    characters = re.findall(r"\\u....|\\.|[^\\]", _dumps(_text(row))[1:-1])
+    pieces = json.dumps({"substring_chunks": characters}, ensure_ascii=False)
     members = ' "," '.join(rf'"\"{field}\":" ("null" | "\"" {field.upper()} "\"")' for field in FIELDS)
     bounds = {field: f".{{1,{LONGEST[field]}}}" for field in LONGEST} | {"question": ".+"}
     terminals = [f"{field.upper()}: PIECE & /(?s:{bounds[field]})/" for field in FIELDS]
