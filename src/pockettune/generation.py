@@ -237,6 +237,9 @@ def _vocabulary(tokenizer, size: int, stops: tuple[int, ...]):
     return from_tokenizer(tokenizer, n_vocab=size, eos_token=list(stops))
 
 
+NOT_ALLOWED = "a token was drawn that its grammar does not allow: logits of NaN, or a limit of llguidance's, perhaps"
+
+
 class _Held:
     """The grammars of one batch's answers: a logits processor for transformers, and `correct` for `GraphedAnswers`."""
 
@@ -271,15 +274,15 @@ class _Held:
         self.live = {i: self.live[row] for i, row in enumerate(rows) if row in self.live}
 
     def __call__(self, input_ids, scores):
-        if self.begun:
-            self._take(enumerate(input_ids[:, -1].tolist()), surely=True)
+        if self.begun and self._take(enumerate(input_ids[:, -1].tolist())):
+            raise RuntimeError(NOT_ALLOWED)
         self.begun = True
         return self._masked(scores, range(len(scores)))
 
     def correct(self, tokens: list[int], scores) -> list[int]:
         """Consume each row's likeliest token, or put the likeliest that its grammar allows in its place; returns those rows.
 
-        Almost all are allowed, and to see that costs a thirtieth of a mask.
+        Almost all are allowed, and to see that costs a tenth of a mask or less (benchmarks/README.md).
         """
         for row in range(len(tokens)):
             if row not in self.live:
@@ -287,11 +290,12 @@ class _Held:
         if refused := self._take(enumerate(tokens)):
             for row, token in zip(refused, self._masked(scores[refused], refused).argmax(-1).tolist(), strict=True):
                 tokens[row] = token
-            self._take([(row, tokens[row]) for row in refused], surely=True)
+            if self._take((row, tokens[row]) for row in refused):
+                raise RuntimeError(NOT_ALLOWED)
         return refused
 
-    def _take(self, drawn: Iterable[tuple[int, int]], surely: bool = False) -> list[int]:
-        """Consume a token for each row; returns the rows whose grammars do not allow theirs."""
+    def _take(self, drawn: Iterable[tuple[int, int]]) -> list[int]:
+        """Consume a token for each row; returns the rows whose grammars do not allow theirs, and are as before."""
         refused = []
         for row, token in drawn:
             if matcher := self.live.get(row):
@@ -299,8 +303,6 @@ class _Held:
                     refused.append(row)
                 elif matcher.is_stopped():
                     del self.live[row]
-        if refused and surely:
-            raise RuntimeError("a token was drawn that its grammar does not allow: logits of NaN, perhaps")
         return refused
 
     def _masked(self, scores, rows: Sequence[int]):

@@ -184,17 +184,18 @@ class GraphedAnswers:
             if self.copied:
                 self.copied.synchronize()
             tokens = next_tokens.flatten().tolist()
-            if held and (corrected := held.correct(tokens, asked)):
-                self.token[corrected, 0] = torch.tensor([tokens[row] for row in corrected], device=self.token.device)
-                self.cache_position -= 1
-                self.position_ids -= 1
-                self.step()  # once more, in the same place
+            corrected = held.correct(tokens, asked) if held else []
             for row, token in enumerate(tokens):
                 answers[row].append(token)
                 if token in stops:
                     going.discard(row)
             if not going:
                 break
+            if corrected:  # the step once more, in the same place
+                self.token[corrected, 0] = torch.tensor([tokens[row] for row in corrected], device=self.token.device)
+                self.cache_position -= 1
+                self.position_ids -= 1
+                self.step()
         return answers
 
     def _step(self) -> None:
