@@ -177,9 +177,11 @@ def held_prompts():
     return rows, [complaints.to_example(row)["prompt"] for row in rows], [complaints.grammar(row) for row in rows]
 
 
-def test_held_to_a_grammar_even_the_untuned_model_parses_and_invents_nothing(loaded):
+@pytest.mark.parametrize("recordable", [True, pytest.param(False, marks=NO_TIES)])
+def test_held_to_a_grammar_even_the_untuned_model_parses_and_invents_nothing(loaded, monkeypatch, recordable):
     import json
 
+    monkeypatch.setattr(generation, "_recordable", lambda model: recordable)
     model, tokenizer = loaded
     rows, prompts, grammars = held_prompts()
     answers = generate(model, tokenizer, prompts, grammar=grammars, max_new_tokens=120)
