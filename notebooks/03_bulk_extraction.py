@@ -26,8 +26,8 @@
 # **By the end you will have** a folder of shards with the four fields of every row, the rows that have no answer
 # and why, and a view of what a person should look at first. It needs the model of `02_complaint_extraction` (`make
 # complaints`, or `make complaints-gpu` with `complaints_twice` as the task); on Colab upload its folder `model` first, or set `model`
-# to `rules` to see how it works. Two CPU cores read two to three thousand rows an hour, an H200 700,000; the same
-# job without a notebook is `python -m pockettune.bulk --help`.
+# to `rules` to see how it works. Two CPU cores read two to three thousand rows an hour, an H200 500,000 to 700,000; the
+# same job without a notebook is `python -m pockettune.bulk --help`.
 
 # %% [markdown]
 # ## Setup
